@@ -1,0 +1,266 @@
+"""How the prompts act: every hook on the host, put on and taken off in one place.
+
+    vision tower   block i   append the slots at the first listed layer, overwrite (or add to) them at later ones
+    projector      f_in      slot outputs and patches to language space              `Interaction`
+    LlavaModel     before    make room in ids, mask and positions                    `_before_host`
+    language model block j   overwrite (or add to) the textual slots
+    LlavaModel     after     strip the slots                                         `_after_host`
+
+The caller's inputs are those of the base model. Slots stand at the end of the vision sequence: attention there knows
+no order, and whichever rows the host drops at the front (CLS), the last P stay the slots. What one call needs travels
+with the call, as a keyword argument down to the blocks, and what decoding needs travels with the KV cache; nothing is
+kept here between calls, so exceptions, threads and interleaved requests cannot mix up pictures.
+
+Shapes: B rows, P prompts, T caller's tokens, S columns with slots, D width.
+"""
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+from transformers.masking_utils import create_masks_for_generate
+
+from mmpt.m2pt.backbone import feature_depths, images_by_row
+from mmpt.m2pt.interaction import Interaction
+from mmpt.m2pt.slots import CALL, SLOTS, CacheSlots, Call
+
+if TYPE_CHECKING:
+    from mmpt.m2pt.layer import M2PTLayer
+
+
+class Hooks:
+    """The hooks of one `M2PTLayer` on its host."""
+
+    def __init__(self, layer: "M2PTLayer"):
+        self.layer = layer
+        self._handles = []
+
+    def attach(self) -> None:
+        """Put the hooks on the host, once."""
+        if self._handles:
+            return
+        b = self.layer.backbone
+        add = self._handles.append
+        add(b.host.vision_tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        for i, block in enumerate(b.visual_blocks):
+            add(block.register_forward_pre_hook(partial(self._before_visual_block, i)))
+        for j, block in enumerate(b.textual_blocks):
+            add(block.register_forward_pre_hook(partial(self._before_textual_block, j), with_kwargs=True))
+        add(b.host.register_forward_pre_hook(self._before_host, with_kwargs=True))
+        add(b.host.register_forward_hook(self._after_host, with_kwargs=True))
+        b.host.multi_modal_projector = Interaction(b.host.multi_modal_projector, self.layer)
+        if b.generator is not None:
+            b.generator._expand_multimodal_outputs = self._expand_multimodal_outputs
+            b.generator.prepare_inputs_for_generation = self._prepare_inputs_for_generation
+
+    def detach(self) -> None:
+        """Leave the host as it was found."""
+        if not self._handles:
+            return
+        b = self.layer.backbone
+        while self._handles:
+            self._handles.pop().remove()
+        b.host.multi_modal_projector = b.host.multi_modal_projector.base_layer
+        if b.generator is not None:
+            del b.generator._expand_multimodal_outputs
+            del b.generator.prepare_inputs_for_generation
+
+    def _before_tower(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
+        layers, b = kwargs.get("output_hidden_states"), self.layer.backbone
+        if self.layer.active is None or layers is None or isinstance(layers, bool):
+            return
+        if feature_depths(layers, len(b.visual_blocks)) != b.reach:
+            raise ValueError(
+                f"vision_feature_layer={layers!r} differs from the model's {b.host.config.vision_feature_layer!r}, "
+                "for which the adapter was made: leave it out, or disable the adapter."
+            )
+
+    def _before_visual_block(self, i: int, block: nn.Module, args: tuple) -> tuple | None:
+        # Z¹ = L₁(Pv¹, E);  Zⁱ = Lᵢ(Pvⁱ, Zⁱ⁻¹)
+        adapter = self.layer.active
+        if adapter is None or i not in (layers := self.layer.settings[adapter].visual_layers):
+            return None
+        hidden = args[0]
+        prompts = self.layer.m2pt_visual_prompts[adapter][str(i)].to(hidden).expand(len(hidden), -1, -1)
+        P = prompts.shape[1]  # (B, P, D)
+        if i != layers[0]:
+            if self.layer.settings[adapter].config.visual_update == "carry":
+                prompts = prompts + hidden[:, -P:]
+            hidden = hidden[:, :-P]
+        return torch.cat([hidden, prompts], 1), *args[1:]
+
+    def _before_textual_block(self, j: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        # T¹ = M₁(Pt¹, f_in(Zᴺ), X);  Tʲ = Mⱼ(Ptʲ, Tʲ⁻¹)
+        call = kwargs.pop(CALL, None)
+        if call is None:
+            return None
+        settings = self.layer.settings[call.adapter]
+        if call.early_mask is not None and j < settings.textual_layers[0]:
+            mask = call.early_mask
+            kinds = getattr(self.layer.backbone.host.language_model.config, "layer_types", None)
+            kwargs["attention_mask"] = mask[kinds[j]] if isinstance(mask, dict) else mask
+        if call.layout is not None and j in settings.textual_layers:
+            hidden = args[0]
+            prompts = self.layer.m2pt_textual_prompts[call.adapter][str(j)].to(hidden).expand(len(hidden), -1, -1)
+            columns = call.layout.textual.to(hidden.device)[..., None].expand_as(prompts)  # (B, P, D)
+            if settings.config.textual_update == "carry" and j != settings.textual_layers[0]:
+                prompts = prompts + hidden.gather(1, columns)
+            args = (hidden.scatter(1, columns, prompts), *args[1:])
+            call.prompted += 1
+        return args, kwargs
+
+    def _before_host(self, host: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        kwargs = dict(zip(self.layer.backbone.signature, args)) | kwargs
+        cache, adapter = kwargs.get("past_key_values"), self.layer.active
+        known: CacheSlots | None = getattr(cache, SLOTS, None)
+        seen = 0 if cache is None else cache.get_seq_length()
+        if seen > 0 and (known.adapter if known else None) != adapter:
+            raise ValueError(
+                f"past_key_values was filled under adapter {known.adapter if known else None!r}, but {adapter!r} is "
+                "active now: start from an empty cache."
+            )
+        if adapter is None:
+            return None
+        if getattr(cache, "is_compileable", False):
+            raise ValueError(
+                "M2PT makes room for its prompts in the cache, which a static cache cannot give: "
+                "leave cache_implementation out."
+            )
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
+            raise ValueError("attention_mask: M2PT needs the (batch, length) mask to make room for its prompts.")
+
+        kwargs = self._encode_images(host, kwargs)
+        if seen == 0:
+            call = self._make_room(adapter, kwargs)
+        elif (kwargs.get("mm_encoder_outputs") or {}).get("image") and self.layer.settings[adapter].extra_tokens:
+            raise ValueError(
+                f"The cache already holds {seen} columns: M2PT makes room for pictures in the first call of a cache "
+                "only; start from an empty cache with the whole conversation."
+            )
+        else:
+            call = self._continue(kwargs, known, seen)
+        return (), kwargs if call is None else kwargs | {CALL: call}
+
+    def _encode_images(self, host: nn.Module, kwargs: dict) -> dict:
+        """Do what the host would do with pixel_values, so that features are known before the text is laid out."""
+        pixels = kwargs.get("pixel_values")
+        if pixels is None:
+            return kwargs
+        if kwargs.get("mm_encoder_outputs"):
+            raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
+        options = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+        options = {k: kwargs[k] for k in options if kwargs.get(k) is not None}
+        features = host.get_image_features(pixel_values=pixels, return_dict=True, **options)
+        return kwargs | {"pixel_values": None, "mm_encoder_outputs": {"image": features}}
+
+    def _make_room(self, adapter: str, kwargs: dict) -> Call:
+        """Lay out the first tokens of a sequence, in place in `kwargs`."""
+        settings, b = self.layer.settings[adapter], self.layer.backbone
+        ids, embeds, mask = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
+        is_image = b.image_mask(ids, embeds)
+        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
+        lengths = [] if features is None else [len(f) - settings.extra_tokens for f in features.pooler_output]
+        layout = self.layer.layout(adapter, is_image, lengths, mask)
+
+        if ids is not None:
+            kwargs["input_ids"] = layout.ids(ids, b.image_token_id)
+        else:
+            kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
+        mask = kwargs["attention_mask"] = layout.mask(mask)
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
+        early = layout.hide_textual(mask) if settings.late else None
+        slots = CacheSlots(adapter, is_image.shape[1], layout.added, layout.shift, mask, early)
+        return Call(adapter, layout, self._early(early, kwargs, layout.shape), slots)
+
+    def _continue(self, kwargs: dict, known: CacheSlots, seen: int) -> Call | None:
+        """A decoding step: nothing to insert, but mask and positions must count the slots in the cache."""
+        inputs = kwargs.get("input_ids")
+        inputs = kwargs["inputs_embeds"] if inputs is None else inputs
+        B, T = inputs.shape[:2]
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.shape[1] != seen - known.added + T:
+            raise ValueError(
+                f"attention_mask has {mask.shape[1]} columns, but the cache holds {seen - known.added} tokens and "
+                f"{T} are given: pass the mask of all {seen - known.added + T}."
+            )
+        kwargs["attention_mask"] = known.extend(known.mask, mask, seen + T)
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"] + known.shift
+        if known.early_mask is None:
+            return None
+        early = known.extend(known.early_mask, mask, seen + T)
+        return Call(known.adapter, None, self._early(early, kwargs, (B, T)), known)
+
+    def _early(self, mask: Tensor | None, kwargs: dict, shape: tuple[int, int]) -> Any:
+        """The attention mask, as the host's attention wants it, of blocks for which the slots are not there yet."""
+        if mask is None:
+            return None
+        lm = self.layer.backbone.host.language_model
+        return create_masks_for_generate(
+            config=lm.config,
+            inputs_embeds=torch.empty(*shape, 0, dtype=lm.dtype, device=mask.device),
+            attention_mask=mask,
+            past_key_values=kwargs.get("past_key_values"),
+        )
+
+    def _after_host(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        call = kwargs.get(CALL)
+        if call is None or call.layout is None:
+            return None
+        expected = len(self.layer.settings[call.adapter].textual_layers)
+        if call.prompted != expected:
+            raise RuntimeError(
+                f"{type(host.language_model).__name__} let {call.prompted} of {expected} layers see their textual "
+                "prompts: it does not hand keyword arguments on to its layers, so M2PT cannot tune it."
+            )
+        as_tuple = isinstance(output, tuple)
+        for cache in output if as_tuple else (output.past_key_values,):
+            if isinstance(cache, Cache):
+                setattr(cache, SLOTS, call.slots)
+        if as_tuple:
+            return call.layout.strip(output[0]), *output[1:]
+        output.last_hidden_state = call.layout.strip(output.last_hidden_state)
+        return output
+
+    # ---- generate ----------------------------------------------------------------------------------------------
+
+    def _expand_multimodal_outputs(
+        self,
+        input_ids: Tensor | None,
+        mm_encoder_output: dict,
+        expand_size: int = 1,
+        inputs_embeds: Tensor | None = None,
+    ) -> dict:
+        """Repeat each row's images for its beams. The host's own version takes rows of features for placeholders."""
+        b, adapter = self.layer.backbone, self.layer.active
+        features = mm_encoder_output.get("image")
+        if adapter is None or features is None:
+            return type(b.generator)._expand_multimodal_outputs(
+                b.generator, input_ids, mm_encoder_output, expand_size, inputs_embeds
+            )
+        counts = b.image_mask(input_ids if input_ids is not None and input_ids.numel() else None, inputs_embeds).sum(1)
+        extra = self.layer.settings[adapter].extra_tokens
+        images = features.pooler_output
+        rows = images_by_row(counts.tolist(), [len(f) - extra for f in images])
+        features.pooler_output = [images[i] for row in rows for i in [*row] * expand_size]
+        return mm_encoder_output
+
+    def _prepare_inputs_for_generation(
+        self, input_ids: Tensor, next_sequence_length: int | None = None, past_key_values: Any = None, **kwargs: Any
+    ) -> dict:
+        """Going on from a cache, the host takes its columns for tokens; slots are columns that are none."""
+        known: CacheSlots | None = getattr(past_key_values, SLOTS, None)
+        if known is not None and next_sequence_length is not None and kwargs.get("is_first_iteration"):
+            next_sequence_length += known.added
+        generator = self.layer.backbone.generator
+        return type(generator).prepare_inputs_for_generation(
+            generator,
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            **kwargs,
+        )

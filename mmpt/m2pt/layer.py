@@ -1,0 +1,203 @@
+"""The adapter module: prompts of both sides and the tuned projectors, for all adapters of one host.
+
+Shapes: B rows, P prompts, T caller's tokens, D width.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from mmpt.m2pt.backbone import Backbone, images_by_row
+from mmpt.m2pt.config import WORD_INITS, M2PTConfig
+from mmpt.m2pt.hooks import Hooks
+from mmpt.m2pt.interaction import Interaction
+from mmpt.m2pt.layout import Layout, insert_slots
+
+NO_MERGE = (
+    "M2PT cannot be merged into the base weights: prompts are extra tokens, not a change of weights. "
+    "Keep the adapter beside the model, or use `unload()` to get the plain base model back."
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """An adapter's configuration with its layers resolved against the host."""
+
+    config: M2PTConfig
+    visual_layers: tuple[int, ...]
+    textual_layers: tuple[int, ...]
+
+    @property
+    def late(self) -> bool:
+        """Whether there are LLM layers before the first one with prompts."""
+        return bool(self.textual_layers) and self.textual_layers[0] > 0
+
+    @property
+    def extra_tokens(self) -> int:
+        """Tokens that each image brings to the LLM beside its patches."""
+        return self.config.num_visual_prompts if self.config.visual_readout != "none" else 0
+
+
+class M2PTLayer(nn.Module, BaseTunerLayer):
+    """All adapters of one host.
+
+    Parameters are named m2pt_visual_prompts.<adapter>.<layer> (P, D_vision), m2pt_textual_prompts.<adapter>.<layer>
+    (P, D_text) and m2pt_projector.<adapter>.*.
+    """
+
+    adapter_layer_names = ("m2pt_visual_prompts", "m2pt_textual_prompts", "m2pt_projector")
+    other_param_names = ("settings",)
+    # There is no one base weight: PEFT's properties would look for it on `base_layer`.
+    weight = bias = None
+
+    def __init__(self, backbone: Backbone):
+        super().__init__()
+        self.backbone = backbone
+        self.m2pt_visual_prompts = nn.ModuleDict()
+        self.m2pt_textual_prompts = nn.ModuleDict()
+        self.m2pt_projector = nn.ModuleDict()
+        self.settings: dict[str, Settings] = {}
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._active_adapter = []
+        self.hooks = Hooks(self)
+
+    # ---- adapters ----------------------------------------------------------------------------------------------
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in force, or None if there is none or they are disabled."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.settings), None)
+
+    def update_layer(self, adapter_name: str, config: M2PTConfig) -> None:
+        """Add an adapter. On an error nothing has changed.
+
+        Raises:
+            ValueError: the configuration does not fit the host.
+        """
+        backbone = self.backbone
+        settings = Settings(config, backbone.visual_layers(config), backbone.textual_layers(config))
+        if config.init_token_ids and max(config.init_token_ids) >= backbone.host.get_input_embeddings().num_embeddings:
+            raise ValueError(
+                f"init_token_ids goes up to {max(config.init_token_ids)}, but the model knows "
+                f"{backbone.host.get_input_embeddings().num_embeddings} tokens: use the model's own tokenizer."
+            )
+        visual = _prompts(
+            settings.visual_layers, config.num_visual_prompts, backbone.visual_width, backbone.visual_blocks
+        )
+        textual = _prompts(
+            settings.textual_layers, config.num_textual_prompts, backbone.textual_width, backbone.textual_blocks
+        )
+        projector = None
+        if config.tune_projector:
+            current = backbone.host.multi_modal_projector
+            projector = copy.deepcopy(current.base_layer if isinstance(current, Interaction) else current)
+
+        if visual:
+            self.m2pt_visual_prompts[adapter_name] = nn.ParameterDict(visual)
+        if textual:
+            self.m2pt_textual_prompts[adapter_name] = nn.ParameterDict(textual)
+        if projector is not None:
+            self.m2pt_projector[adapter_name] = projector
+        self.settings[adapter_name] = settings
+        self.reset_parameters(adapter_name)
+        self.hooks.attach()
+        self.set_adapter(self.active_adapters)
+
+    @torch.no_grad()
+    def reset_parameters(self, adapter_name: str) -> None:
+        """Start the prompts as `config.init` says.
+
+        xavier_uniform  U(-b, b), b = sqrt(6 / ((P + 1) D)): torch's fan rule on a (1, P, D) tensor
+        normal          N(0, init_std)
+        vocabulary      embeddings of init_token_ids, cycled to P
+        instruction     inputs of each layer when the frozen LLM reads init_token_ids
+        """
+        settings = self.settings[adapter_name]
+        config = settings.config
+        visual = self.m2pt_visual_prompts[adapter_name] if settings.visual_layers else {}
+        textual = self.m2pt_textual_prompts[adapter_name] if settings.textual_layers else {}
+        drawn = [*visual.values()] + ([] if config.init in WORD_INITS else [*textual.values()])
+        for prompt in drawn:
+            if config.init == "normal":
+                nn.init.normal_(prompt, std=config.init_std)
+            else:
+                bound = math.sqrt(6 / ((prompt.shape[0] + 1) * prompt.shape[1]))
+                nn.init.uniform_(prompt, -bound, bound)
+        if config.init in WORD_INITS and not any(p.is_meta for p in textual.values()):
+            self._start_from_words(config, settings.textual_layers, textual)
+
+    def _start_from_words(self, config: M2PTConfig, layers: tuple[int, ...], textual: nn.ParameterDict) -> None:
+        inputs = self.backbone.layer_inputs(config.init_token_ids)
+        rows = [i % len(config.init_token_ids) for i in range(config.num_textual_prompts)]
+        for j in layers:
+            value = inputs[j if config.init == "instruction" and config.textual_update == "replace" else 0][rows]
+            if config.textual_update == "carry" and j != layers[0]:
+                value = torch.zeros_like(value)
+            textual[str(j)].copy_(value)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if len(names) > 1:
+            raise ValueError(f"M2PT runs one adapter at a time, but got {names}: set one of them.")
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if not self.settings:
+            self.hooks.detach()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError(NO_MERGE)
+
+    def unmerge(self) -> None:
+        raise NotImplementedError("M2PT prompts are never merged, so there is nothing to unmerge.")
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        for container, blocks in (
+            (self.m2pt_visual_prompts, self.backbone.visual_blocks),
+            (self.m2pt_textual_prompts, self.backbone.textual_blocks),
+        ):
+            for key, prompt in container[adapter_name].items() if adapter_name in container else ():
+                if not prompt.is_meta:
+                    prompt.data = prompt.data.to(device or _placement(blocks[int(key)])[0])
+
+    def layout(self, adapter: str | None, is_image: Tensor, lengths: list[int], mask: Tensor | None) -> Layout:
+        """Where the slots of `adapter` go.
+
+        Args:
+            is_image: (B, T) bool, the placeholders.
+            lengths: patch tokens of each image, in order; empty for a text-only call.
+            mask: (B, T) attention mask or None.
+        """
+        settings = self.settings.get(adapter)
+        config = settings.config if settings else None
+        return insert_slots(
+            is_image,
+            images_by_row(is_image.sum(1).tolist(), lengths) if lengths else [range(0)] * len(is_image),
+            lengths,
+            num_textual=config.num_textual_prompts if config else 0,
+            num_visual=settings.extra_tokens if settings else 0,
+            position=config.textual_position if config else "first",
+            attention_mask=mask,
+        )
+
+
+def _placement(block: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Device and floating type of a block; its integer weights, if quantised, say nothing of the hidden states."""
+    weight = next(p for p in block.parameters() if p.is_floating_point())
+    return weight.device, weight.dtype
+
+
+def _prompts(layers: tuple[int, ...], count: int, width: int, blocks: list[nn.Module]) -> dict[str, nn.Parameter]:
+    out = {}
+    for i in layers:
+        device, dtype = _placement(blocks[i])
+        out[str(i)] = nn.Parameter(torch.empty(count, width, device=device, dtype=dtype))
+    return out

@@ -1,0 +1,65 @@
+"""How many parameters M²PT tunes, with the three kinds apart: most of the paper's 0.09 % is the projector."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmpt.m2pt.backbone import find_backbone
+from mmpt.m2pt.config import M2PTConfig
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """Counts of parameters.
+
+    Attributes:
+        visual_prompts: layers · Pv · D_vision.
+        textual_prompts: layers · Pt · D_text.
+        projector: of the tuned copy, 0 if it is not tuned.
+        head: lm_head is never tuned, so 0; the paper's code trains all of it.
+        base: LLM (with embeddings and head) and vision encoder, what the paper's percentage is of.
+    """
+
+    visual_prompts: int
+    textual_prompts: int
+    projector: int
+    base: int
+    head: int = 0
+
+    @property
+    def prompts(self) -> int:
+        return self.visual_prompts + self.textual_prompts
+
+    @property
+    def total(self) -> int:
+        return self.prompts + self.projector + self.head
+
+    @property
+    def percent(self) -> float:
+        """100 · total / base."""
+        return 100 * self.total / self.base
+
+
+def parameter_report(model: nn.Module, config: M2PTConfig) -> ParameterReport:
+    """What `config` tunes on `model`, by formula; nothing is added to the model.
+
+    Args:
+        model: a LLaVA model, with or without adapters; the meta device will do.
+        config: the configuration to count.
+
+    Raises:
+        ValueError: `config` does not fit `model`.
+    """
+    backbone = find_backbone(model)
+    host = backbone.host
+    projector = getattr(host.multi_modal_projector, "base_layer", host.multi_modal_projector)
+    head = getattr(backbone.generator, "lm_head", None)
+    parts = [host.language_model, host.vision_tower] + ([] if head is None else [head])
+    # A tied head is the embedding over again, so count each tensor once.
+    weights = {id(p): p.numel() for part in parts for p in part.parameters()}
+    return ParameterReport(
+        visual_prompts=len(backbone.visual_layers(config)) * config.num_visual_prompts * backbone.visual_width,
+        textual_prompts=len(backbone.textual_layers(config)) * config.num_textual_prompts * backbone.textual_width,
+        projector=sum(p.numel() for p in projector.parameters()) if config.tune_projector else 0,
+        base=sum(weights.values()),
+    )

@@ -1,0 +1,51 @@
+"""What one call carries to the LLM's blocks, and what a KV cache remembers of the slots in it.
+
+Shapes: B rows, T caller's tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmpt.m2pt.layout import Layout
+
+CALL = "m2pt_call"  # keyword argument that carries a `Call` from LlavaModel to the LLM's blocks
+SLOTS = "m2pt_slots"  # attribute of a KV cache that holds its `CacheSlots`
+
+
+@dataclass(frozen=True)
+class CacheSlots:
+    """The slots in a KV cache: of its first columns, `tokens` are the caller's and `added` are ours."""
+
+    adapter: str
+    tokens: int
+    added: int
+    shift: Tensor  # (B, 1) by how much later positions of a row grow
+    mask: Tensor | None  # (B, tokens + added), None if nothing is hidden
+    early_mask: Tensor | None  # the same for the blocks before the first prompted one
+
+    def extend(self, mask: Tensor | None, attention_mask: Tensor | None, columns: int) -> Tensor | None:
+        """`mask` continued to `columns` by the caller's (B, T) mask; None if nothing is hidden."""
+        if mask is None and attention_mask is None:
+            return None
+        like = mask if mask is not None else attention_mask
+        if mask is None:
+            mask = like.new_ones(like.shape[0], self.tokens + self.added)
+        if attention_mask is None:
+            rest = like.new_ones(like.shape[0], columns - mask.shape[1])
+        else:
+            rest = attention_mask[:, self.tokens :].to(mask.dtype)
+        return torch.cat([mask, rest], 1)
+
+
+@dataclass
+class Call:
+    """One forward pass: which adapter, where its slots are, and what the cache must remember."""
+
+    adapter: str
+    layout: Layout | None  # None in a decoding step
+    early_mask: Any  # attention mask of the blocks before the first prompted one, None if there are none
+    slots: CacheSlots
+    prompted: int = 0  # blocks that have written their prompts
