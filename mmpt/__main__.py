@@ -1,0 +1,140 @@
+"""The command line: `python -m mmpt ask | train | evaluate | scenes`."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from mmpt.errors import InputError
+
+METHODS = ("m2pt", "m2pt-carry")
+
+
+def ask(args):
+    from mmpt.ask import ask_file, check_question, open_picture, read_requests
+
+    if bool(args.batch) == bool(args.image):
+        raise InputError("Give a picture and a question, or --batch FILE.jsonl with --out FILE.jsonl.")
+    if args.batch:
+        if not args.out:
+            raise InputError("--batch needs --out FILE.jsonl for the answers.")
+        read_requests(args.batch)  # a mistake is told before the model is loaded
+        n = ask_file(_load(args), args.batch, args.out)
+        print(f"{n} answers in {args.out}")
+        return
+    question = check_question(args.question or "")
+    image = open_picture(args.image)
+    answer = _load(args).answer([image], [question])[0]
+    if args.json:
+        row = {"image": args.image, "question": question, "answer": answer}
+        print(json.dumps(row | {"backbone": args.backbone, "adapter": args.adapter}))
+    else:
+        print(answer)
+
+
+def train(args):
+    import mmpt
+    from mmpt.presets import m2pt_config
+
+    options = {name: value for name in ("steps", "pictures", "lr", "projector_lr", "save_every")
+               if (value := getattr(args, name)) is not None}  # fmt: skip
+    config = mmpt.TrainConfig(out=args.out, seed=args.seed, resume=args.resume, **options)
+    backbone = mmpt.load(args.backbone)
+    print(f"Adapter in {mmpt.train(backbone, m2pt_config(args.method, backbone.processor.tokenizer), config)}")
+
+
+def evaluate(args):
+    from mmpt.evaluate import evaluate, render
+
+    result = evaluate(_load(args), args.suite, limit=args.limit) | {"adapter": args.adapter}
+    print(render(result))
+    if args.json:
+        try:
+            Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"{args.json} cannot be written ({error.strerror}); give another --json.") from error
+
+
+def scenes(args):
+    from mmpt.scenes import write_scenes
+
+    if args.n < 1:
+        raise InputError(f"--n is {args.n}; give a number of at least 1.")
+    try:
+        path = write_scenes(args.out, args.n, args.seed, args.size)
+    except OSError as error:
+        raise InputError(f"{args.out} cannot be written ({error.strerror}); give another --out.") from error
+    except ValueError as error:
+        raise InputError(str(error)) from error
+    print(f"{args.n} scenes and {path}")
+
+
+def _load(args):
+    import mmpt
+
+    adapter = None if args.adapter == "none" else args.adapter
+    return mmpt.load(args.backbone, adapter=adapter)
+
+
+def parser():
+    parser = argparse.ArgumentParser(prog="mmpt", description="Multimodal prompt tuning: ask, tune, measure.")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(run, help, *, adapter=None):
+        sub = commands.add_parser(run.__name__, help=help, description=help)
+        sub.set_defaults(run=run)
+        if run is not scenes:
+            sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
+        if adapter:
+            sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
+        return sub
+
+    sub = command(ask, "Ask a question about a picture.", adapter="m2pt")
+    sub.add_argument("image", nargs="?")
+    sub.add_argument("question", nargs="?")
+    sub.add_argument("--json", action="store_true", help="print a JSON object")
+    sub.add_argument("--batch", metavar="FILE", help="JSONL with id, image, question a line")
+    sub.add_argument("--out", metavar="FILE", help="JSONL for id, answer")
+
+    sub = command(train, "Tune an adapter on scenes.")
+    sub.add_argument("--method", choices=METHODS, required=True)
+    sub.add_argument("--out", required=True, metavar="DIR")
+    sub.add_argument("--steps", type=int)
+    sub.add_argument("--pictures", type=int, help="pictures a step")
+    sub.add_argument("--lr", type=float, help="peak learning rate of the prompts")
+    sub.add_argument("--projector-lr", type=float)
+    sub.add_argument("--save-every", type=int, metavar="STEPS")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+
+    sub = command(evaluate, "Measure on fresh scenes.", adapter="none")
+    sub.add_argument("--suite", required=True, help="base (descriptions) or tasks (the tuning tasks)")
+    sub.add_argument("--limit", type=int, help="scenes (base) or questions a task (tasks)")
+    sub.add_argument("--json", metavar="FILE")
+
+    sub = command(scenes, "Draw scenes with their exact truth.")
+    sub.add_argument("--n", type=int, default=8)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--size", type=int, default=112, help="side in pixels (default: 112)")
+    sub.add_argument("--out", required=True, metavar="DIR")
+    return parser
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"mmpt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"mmpt: {str(stop) or 'Stopped.'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""Asking: one question on one picture, or many from a JSONL file; and what a person's picture and question must be."""
+
+import json
+import os
+from pathlib import Path
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+from tqdm import tqdm
+
+from mmpt.errors import InputError
+
+MAX_PIXELS = 50_000_000  # refused before anything is decoded
+MAX_BYTES = 64 << 20
+MAX_QUESTION = 2_000  # characters
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Any picture file as RGB: first frame, turned as its EXIF says, transparent parts on white.
+
+    Raises:
+        InputError: not there, not a picture, broken, empty, above `MAX_PIXELS` or `MAX_BYTES`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a picture file, such as a PNG or JPEG.")
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(f"{path} has {size / 2**20:.0f} MiB; give a picture of at most {MAX_BYTES >> 20} MiB.")
+        with Image.open(path) as picture:
+            width, height = picture.size
+            if width * height > MAX_PIXELS:
+                raise InputError(
+                    f"{path} has {width} × {height} pixels; give one of at most {MAX_PIXELS // 10**6} megapixels."
+                )
+            return to_rgb(picture)
+    except FileNotFoundError:
+        raise InputError(f"There is no file {path}; give the path of a picture.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{path} is too large; give one of at most {MAX_PIXELS // 10**6} megapixels.") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} cannot be read as a picture; give a whole PNG, JPEG, WebP or GIF file.") from error
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A decoded copy as RGB, upright, on white; 16-bit greyscale is scaled to 8."""
+    picture.load()
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith("I") or picture.mode == "F":
+        low, high = picture.getextrema()
+        scale = 255 / (65535 if picture.mode.startswith("I;16") or high > 255 else 255)
+        return picture.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return picture.convert("RGB")
+
+
+def check_question(text: str) -> str:
+    """The question without spaces around it.
+
+    Raises:
+        InputError: empty, or longer than `MAX_QUESTION` characters.
+    """
+    text = text.strip()
+    if not text:
+        raise InputError("The question is empty; ask something about the picture, such as: What is on the left?")
+    if len(text) > MAX_QUESTION:
+        raise InputError(f"The question has {len(text)} characters; ask with at most {MAX_QUESTION}.")
+    return text
+
+
+def read_requests(file: str | Path) -> list[dict]:
+    """The lines of a JSONL file as dicts with id, image (a path, seen from the file's folder) and question.
+
+    Raises:
+        InputError: the file, a line or a field is missing or wrong; names the line.
+    """
+    file = Path(file)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{file} cannot be read; give a JSONL file with id, image and question a line.") from None
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            request = json.loads(line)
+            missing = [name for name in ("id", "image", "question") if name not in request]
+        except (json.JSONDecodeError, TypeError):
+            raise InputError(f"{where} is not a JSON object; write one with id, image and question a line.") from None
+        if missing:
+            raise InputError(f"{where} has no {missing[0]!r}; write id, image and question on every line.")
+        try:
+            question = check_question(str(request["question"]))
+            image = file.parent / str(request["image"])
+            open_picture(image)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        requests.append({"id": request["id"], "image": image, "question": question})
+    if not requests:
+        raise InputError(f"{file} has no lines; write id, image and question on every line.")
+    return requests
+
+
+def ask_file(backbone, file: str | Path, out: str | Path, batch: int = 16) -> int:
+    """Answer all lines of `file` into `out` (id, answer), in the same order; returns how many.
+
+    Everything is checked before anything is computed, and `out` appears whole or not at all.
+
+    Raises:
+        InputError: see `read_requests`; or `out` cannot be written.
+    """
+    requests, out = read_requests(file), Path(out)
+    answers = []
+    for start in tqdm(range(0, len(requests), batch), desc="answering", unit="batch"):
+        rows = requests[start : start + batch]
+        images = [open_picture(row["image"]) for row in rows]
+        answers += backbone.answer(images, [row["question"] for row in rows])
+    lines = [json.dumps({"id": row["id"], "answer": answer}) + "\n" for row, answer in zip(requests, answers)]
+    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        scratch.write_text("".join(lines), encoding="utf-8")
+        scratch.replace(out)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
+    return len(answers)

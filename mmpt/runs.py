@@ -1,0 +1,121 @@
+"""A training run's folder: log.jsonl and checkpoint.pt while it goes on; in the end the adapter and training.json.
+
+Checkpoint and adapter are written under another name first and then renamed, so an interruption leaves no half of one.
+"""
+
+import json
+import platform
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+
+from mmpt.errors import InputError
+
+_LOG, _CHECKPOINT, _ADAPTER, _RECORD = "log.jsonl", "checkpoint.pt", "adapter_config.json", "training.json"
+
+
+def open_run(out: Path, run: dict, resume: bool, accelerator) -> dict | str | None:
+    """Make or check the folder of `run`, a JSON-able description of what is run.
+
+    Returns:
+        the checkpoint to go on from (`run`, `tuned`, `optimizer`, `losses`, `questions`, `seconds`), "finished", or
+        None where there is no checkpoint.
+
+    Raises:
+        InputError: `out` is a file, holds a run that is not to be resumed or another one, or cannot be written.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; give a folder for the adapter.")
+    if not resume and any((out / name).exists() for name in (_LOG, _CHECKPOINT, _ADAPTER, _RECORD)):
+        raise InputError(f"{out} holds a run already; go on with --resume (resume=True), or give another folder.")
+    saved = None
+    try:
+        if (out / _RECORD).exists():
+            _check_same(json.loads((out / _RECORD).read_text()), run, out)
+            return "finished"
+        if (out / _CHECKPOINT).exists():
+            saved = torch.load(out / _CHECKPOINT, map_location="cpu", weights_only=True)
+            _check_same(saved["run"], run, out)
+        accelerator.wait_for_everyone()  # all have looked; now one may write
+        if accelerator.is_main_process:
+            out.mkdir(parents=True, exist_ok=True)
+            _cut_log(out / _LOG, len(saved["losses"]) if saved else 0)
+    except (OSError, RuntimeError, KeyError, json.JSONDecodeError, UnpicklingError) as error:
+        raise InputError(f"{out} cannot be read or written ({error}); give another folder.") from error
+    return saved
+
+
+def log(out: Path, state: dict, n: int, lr: float) -> None:
+    """Append a line with the mean loss of the last `n` steps; `state` holds losses, questions and seconds so far."""
+    recent = state["losses"][-n:]
+    row = {"step": len(state["losses"]), "loss": sum(recent) / len(recent), "lr": lr, "questions": state["questions"]}
+    try:
+        with (out / _LOG).open("a") as file:
+            file.write(json.dumps(row | {"seconds": round(state["seconds"], 2)}) + "\n")
+    except OSError as error:
+        raise _unwritten(out, error) from error
+
+
+def save(out: Path, state: dict) -> None:
+    """Replace the checkpoint by `state`, in one go or not at all."""
+    temporary = out / f"{_CHECKPOINT}.tmp"
+    try:
+        torch.save(state, temporary)
+        temporary.replace(out / _CHECKPOINT)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise _unwritten(out, error) from error
+
+
+def finish(out: Path, model, state: dict, accelerator) -> None:
+    """Write the adapter and `training.json` and drop the checkpoint; `state` holds run, losses, questions, seconds.
+
+    Files are moved in from a temporary folder, those last by which an adapter and a finished run are known.
+    """
+    temporary, last = out / "unfinished", state["losses"][-100:]
+    record = state["run"] | {
+        "final_loss": sum(last) / len(last),  # mean of the last steps, at most 100
+        "questions": state["questions"],
+        "seconds": round(state["seconds"], 1),
+        "tuned_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
+        "processes": accelerator.num_processes,
+        "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
+    }
+    late = (_ADAPTER, _RECORD)
+    try:
+        model.save_pretrained(temporary, save_embedding_layers=False)
+        (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        names = {file.name for file in temporary.iterdir()}
+        for name in (*sorted(names - set(late)), *late):
+            (temporary / name).replace(out / name)
+    except OSError as error:
+        raise _unwritten(out, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    (out / _CHECKPOINT).unlink(missing_ok=True)
+
+
+def _check_same(before, now, out):
+    before, now = ({"backbone": run["backbone"]} | run["method"] | run["config"] for run in (before, now))
+    changed = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise InputError(f"{out} holds another run: {'; '.join(changed)}. Resume with the same settings.")
+
+
+def _cut_log(path, steps):
+    """Drop what the log says of later steps than the checkpoint's, and a line that a kill cut off."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    whole = [line for line in lines if line.endswith("}\n")]
+    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= steps))
+
+
+def _unwritten(out, error):
+    return InputError(f"The run could not be written to {out} ({error}); make room, then go on with --resume.")

@@ -1,0 +1,285 @@
+"""Tune an adapter on scenes: one loop for any PEFT method, on a CPU, a GPU or several (`accelerate launch`).
+
+What a step sees follows from the seed and the step's number alone, so an interrupted run that is resumed ends with the
+same weights as an unbroken one. Several questions on a picture are packed as turns of one conversation, as LLaVA packs
+them: the picture's tokens are paid for once. A later turn can look back at earlier answers; asked alone, nothing can.
+
+The output head sees only the positions that have a label: at 49,152 words it would cost nearly half of a step's time.
+"""
+
+import json
+import math
+import random
+import time
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from peft import PeftConfig, PeftModel, get_peft_model
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from mmpt.backbones import Backbone
+from mmpt.errors import InputError
+from mmpt.runs import finish, log, open_run, save
+from mmpt.scenes import SEEDS, Scene, make_scene
+from mmpt.tasks import ask_about, check_tasks
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MAY_CHANGE = ("out", "save_every", "log_every", "resume")  # when a run is resumed
+
+
+@dataclass
+class TrainConfig:
+    """How to tune. A step's pictures are shared out among processes and accumulated parts: neither changes the result.
+
+    Raises:
+        InputError: a field out of its range.
+    """
+
+    out: str | Path  # folder for log.jsonl, checkpoint.pt, and in the end the adapter and training.json
+    steps: int = 1000
+    pictures: int = 16  # a step, over all processes and accumulated parts
+    turns: int = 4  # questions a picture
+    lr: float = 3e-3  # peak, of prompts and whatever else is tuned
+    projector_lr: float = 5e-4  # peak, of parameters with "projector" in their name
+    weight_decay: float = 0.0
+    warmup: float = 0.03  # share of the steps over which the learning rate rises; then it falls along a cosine to 0
+    accumulate: int = 1  # parts that a step's pictures are cut into, to save memory
+    clip: float = 1.0  # largest norm of the gradient
+    seed: int = 0
+    precision: str | None = None  # of the frozen weights: "fp32", "bf16", None: as loaded. What is tuned is fp32
+    gradient_checkpointing: bool = False  # compute activations twice, keep fewer of them
+    save_every: int = 100  # steps
+    log_every: int = 10  # steps
+    resume: bool = False  # go on from out/checkpoint.pt if there is one
+    tasks: tuple[str, ...] | None = None  # None: all
+    scenes: int | None = None  # how many different pictures are used; None: always new ones
+
+    def __post_init__(self):
+        for name in ("steps", "pictures", "turns", "accumulate", "save_every", "log_every", "scenes"):
+            value = getattr(self, name)
+            if not (value is None and name == "scenes") and (type(value) is not int or value < 1):
+                raise InputError(f"{name} is {value!r}; give a whole number of at least 1.")
+        for name in ("lr", "projector_lr", "clip", "weight_decay", "warmup"):
+            value, least = getattr(self, name), 0 if name in ("weight_decay", "warmup") else 1e-12
+            if type(value) not in (int, float) or not least <= value < math.inf:
+                raise InputError(f"{name} is {value!r}; give a number {'of at least' if least == 0 else 'above'} 0.")
+        if self.warmup > 1:
+            raise InputError(f"warmup is {self.warmup}; give the share of the steps, from 0 to 1.")
+        if type(self.seed) is not int:
+            raise InputError(f"seed is {self.seed!r}; give a whole number.")
+        if self.precision not in (None, *PRECISIONS):
+            raise InputError(f'precision is {self.precision!r}; give "fp32", "bf16" or None (as loaded).')
+        if self.pictures % self.accumulate:
+            raise InputError(
+                f"{self.pictures} pictures a step cannot be cut into {self.accumulate} equal parts; "
+                "make pictures a multiple of accumulate."
+            )
+        self.tasks = None if self.tasks is None else check_tasks(self.tasks)
+        self.out = Path(self.out)
+
+
+def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> Path:
+    """Tune the adapter of `peft_config` on `backbone`, which carries it afterwards; returns the adapter's folder.
+
+    `log.jsonl` gets a line every `log_every` steps (step, loss, lr, questions, seconds); in the end `training.json`
+    says how the adapter came about. With `resume`, a finished run is loaded and returned as it is.
+
+    Raises:
+        InputError: `out` is a file or holds another run, the backbone carries an adapter already, the pictures do not
+            divide among the processes, something cannot be written, or the loss is no longer a number.
+        KeyboardInterrupt: Ctrl-C; its message says how to go on.
+    """
+    accelerator = Accelerator(cpu=backbone.model.device.type == "cpu")
+    if config.pictures % (config.accumulate * accelerator.num_processes):
+        raise InputError(
+            f"{config.pictures} pictures a step in {config.accumulate} part(s) cannot be shared out evenly among "
+            f"{accelerator.num_processes} processes; make pictures a multiple of their product."
+        )
+    run = _describe(backbone, peft_config, config)
+    saved = open_run(config.out, run, config.resume, accelerator)
+    if saved == "finished":
+        backbone.add_adapter(config.out)
+        return config.out
+    torch.manual_seed(config.seed)
+    model = backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
+    tuned = _prepare(model, backbone.name, config)
+    loss_of = accelerator.prepare(AnswerLoss(model))
+    optimizer = _optimizer(tuned, config)
+    losses, questions, seconds = _restore(saved, tuned, optimizer)
+    started = time.monotonic() - seconds
+    try:
+        with tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process) as bar:
+            for step in range(len(losses), config.steps):
+                loss, asked = _step(backbone, loss_of, optimizer, list(tuned.values()), accelerator, config, step)
+                losses.append(loss)
+                questions, seconds = questions + asked, time.monotonic() - started
+                bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
+                bar.update()
+                if accelerator.is_main_process:
+                    state = {"losses": losses, "questions": questions, "seconds": seconds}
+                    if len(losses) % config.log_every == 0 or len(losses) == config.steps:
+                        log(config.out, state, config.log_every, lr=config.lr * schedule(step, config))
+                    if len(losses) % config.save_every == 0 or len(losses) == config.steps:
+                        save(config.out, state | {"run": run, "tuned": tuned, "optimizer": optimizer.state_dict()})
+        if accelerator.is_main_process:
+            state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
+            finish(config.out, model, state, accelerator)
+        accelerator.wait_for_everyone()
+    except KeyboardInterrupt:
+        kept = "a checkpoint is kept" if (config.out / "checkpoint.pt").exists() else "no checkpoint was due yet"
+        raise KeyboardInterrupt(
+            f"Stopped after step {len(losses)} of {config.steps}; {kept} in {config.out}. To go on, repeat the "
+            "command with --resume (in Python: resume=True)."
+        ) from None
+    finally:
+        model.eval()
+        if config.gradient_checkpointing:
+            model.gradient_checkpointing_disable()
+    return config.out
+
+
+class AnswerLoss(nn.Module):
+    """Sum of the cross-entropy over a batch's labels: the same as `model(**batch).loss` times their number.
+
+    The model runs as it always does, through whatever PEFT has put around it; only what reaches the output head is cut
+    down to the N positions that a label follows: (B, T, D) → (N, D). A module of its own, so that data-parallel
+    training sees its forward pass.
+    """
+
+    def __init__(self, model: PeftModel | nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        batch = dict(batch)
+        targets = batch.pop("labels")[:, 1:]
+        rows, columns = (targets != -100).nonzero(as_tuple=True)
+
+        def pick(head, arguments):
+            # PEFT's prompt tuning leaves its virtual tokens in front: the last T positions are the caller's.
+            hidden = arguments[0][:, -targets.shape[1] - 1 :]
+            return (hidden[rows, columns], *arguments[1:])
+
+        method = getattr(self.model, "active_peft_config", None)
+        if not getattr(method, "is_prompt_learning", False):  # prefix tuning's prompt is a cache
+            batch["use_cache"] = False
+        handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
+        try:
+            device, dtype = batch["input_ids"].device, self.model.get_input_embeddings().weight.dtype
+            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+                logits = self.model(**batch).logits  # (N, V)
+        finally:
+            handle.remove()
+        return functional.cross_entropy(logits.float(), targets[rows, columns], reduction="sum")
+
+
+def schedule(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at `step` (from 0): linear up over the warm-up, then a cosine down to 0."""
+    up = math.ceil(config.warmup * config.steps)
+    if step < up:
+        return (step + 1) / up
+    return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, config.steps - up)))
+
+
+def conversation(config: TrainConfig, step: int, i: int) -> tuple[Scene, list[tuple[str, str]]]:
+    """Picture `i` of `step` and its (question, answer) turns; where none of the tasks fits, another picture."""
+    index = step * config.pictures + i
+    for attempt in range(1000):
+        number = index + attempt * (1 if config.scenes else config.steps * config.pictures)
+        number = number % config.scenes if config.scenes else number
+        scene = make_scene(SEEDS["tuning"] + _seed(config, "scene", number))
+        questions = ask_about(
+            scene, random.Random(_seed(config, "questions", index, attempt)), config.turns, config.tasks
+        )
+        if questions:
+            return scene, [(q.question, q.answer) for q in questions]
+    raise InputError(
+        f"None of the {config.scenes} scenes fits the tasks {', '.join(config.tasks)}; use more scenes or other tasks."
+    )
+
+
+def _seed(config, *purpose):
+    return random.Random(f"{config.seed} {purpose}").getrandbits(32)
+
+
+def _step(backbone, loss_of, optimizer, tuned, accelerator, config, step):
+    """One optimizer step; the loss, a mean over all labels of the step, and the number of questions."""
+    processes, share = accelerator.num_processes, config.pictures // (config.accumulate * accelerator.num_processes)
+    parts, asked = [], 0
+    for part in range(config.accumulate):
+        first = (part * processes + accelerator.process_index) * share
+        scenes, turns = zip(*(conversation(config, step, i) for i in range(first, first + share)))
+        parts.append(backbone.training_inputs([scene.image for scene in scenes], turns))
+        asked += sum(map(len, turns))
+    counts = torch.tensor([asked, sum((part["labels"][:, 1:] != -100).sum() for part in parts)])
+    asked, labels = accelerator.reduce(counts.to(accelerator.device)).tolist()
+    torch.manual_seed(_seed(config, "dropout", step, accelerator.process_index))
+    total = torch.zeros((), device=accelerator.device)
+    for n, part in enumerate(parts, 1):
+        with nullcontext() if n == len(parts) else accelerator.no_sync(loss_of):
+            loss = loss_of(part) / labels
+            accelerator.backward(loss * processes)  # data-parallel training takes the mean over processes
+        total += loss.detach()
+    total = accelerator.reduce(total).item()
+    if not math.isfinite(total):
+        raise InputError(
+            f"The loss is {total} at step {step + 1}; lower lr ({config.lr:g}) or projector_lr "
+            f"({config.projector_lr:g}) and start again in another folder."
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * schedule(step, config)
+    accelerator.clip_grad_norm_(tuned, config.clip)
+    optimizer.step()
+    optimizer.zero_grad()
+    return total, asked
+
+
+def _prepare(model, name, config):
+    """Types, training mode, checkpointing; the tuned parameters by name."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+        elif config.precision:
+            parameter.data = parameter.data.to(PRECISIONS[config.precision])
+    model.active_peft_config.base_model_name_or_path = name
+    model.train()
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _optimizer(tuned, config):
+    groups = [
+        {"params": [p for name, p in tuned.items() if ("projector" in name) == projector], "peak": peak, "lr": peak}
+        for projector, peak in ((False, config.lr), (True, config.projector_lr))
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
+
+
+def _describe(backbone, peft_config, config):
+    """What makes a run the same run, as plain JSON."""
+    if isinstance(backbone.model, PeftModel):
+        raise InputError("The backbone carries an adapter already; load it afresh with mmpt.load and tune that.")
+    passing = ("peft_version", "base_model_name_or_path", "revision")
+    run = {
+        "backbone": backbone.name,
+        "method": {k: v for k, v in peft_config.to_dict().items() if k not in passing},
+        "config": {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE},
+    }
+    return json.loads(json.dumps(run, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
+
+
+def _restore(saved, tuned, optimizer):
+    if saved is None:
+        return [], 0, 0.0
+    with torch.no_grad():
+        for name, parameter in tuned.items():
+            parameter.copy_(saved["tuned"][name])
+    optimizer.load_state_dict(saved["optimizer"])
+    return saved["losses"], saved["questions"], saved["seconds"]

@@ -1,0 +1,58 @@
+"""A tiny random LLaVA with a processor, for tests: `import helpers` (pytest's pythonpath holds tests/)."""
+
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from mmpt.backbones import CHAT_TEMPLATE, Backbone
+
+SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>", "<image>")
+
+
+@cache
+def _tokenizer():
+    """Byte-level, one token a byte, no merges: 256 + 4 words."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate((*SPECIAL, *alphabet))}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+
+
+def tiny_backbone(seed: int = 0) -> Backbone:
+    """CLIP (2 layers, d 32, 16 patches) and Llama (2 layers, d 48, 4 heads on 2), vocabulary 260, random weights."""
+    torch.manual_seed(seed)
+    tokenizer = _tokenizer()
+    size = {"num_hidden_layers": 2, "num_attention_heads": 4}
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**size, hidden_size=32, intermediate_size=40, image_size=32, patch_size=8),
+        text_config=LlamaConfig(
+            **size, hidden_size=48, intermediate_size=64, num_key_value_heads=2, vocab_size=len(tokenizer),
+            max_position_embeddings=2048, initializer_range=0.1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        ),
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=-1,
+    )  # fmt: skip
+    images = CLIPImageProcessorPil(
+        size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}, do_center_crop=False
+    )
+    processor = LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+    )
+    return Backbone("tiny-random", LlavaForConditionalGeneration(config).eval(), processor)

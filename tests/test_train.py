@@ -1,0 +1,446 @@
+"""The training loop: its loss is the model's own, its data follow from seed and step, a broken run resumes exactly."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_backbone
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+
+import mmpt.runs
+import mmpt.train
+from mmpt.errors import InputError
+from mmpt.m2pt import M2PTConfig
+from mmpt.scenes import SEEDS
+from mmpt.train import AnswerLoss, TrainConfig, conversation, schedule, train
+
+LORA = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_dropout": 0.1}
+METHODS = {
+    "lora": lambda: LoraConfig(**LORA, init_lora_weights=False),
+    "m2pt": lambda: M2PTConfig(num_textual_prompts=3, num_visual_prompts=2),
+    "prompt tuning": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    "prefix tuning": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def settings(out, **changes):
+    return TrainConfig(
+        **{"out": out, "steps": 6, "pictures": 2, "turns": 2, "save_every": 2, "log_every": 2} | changes
+    )
+
+
+def run(out, method="lora", **changes):
+    """Weights by name of a run on a fresh backbone."""
+    folder = train(tiny_backbone(), METHODS[method](), settings(out, **changes))
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def batch(backbone, pictures=3, **changes):
+    pairs = [conversation(settings("x", **changes), 0, i) for i in range(pictures)]
+    return backbone.training_inputs([scene.image for scene, _ in pairs], [turns for _, turns in pairs])
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# --- the loss ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_loss_and_gradients_are_the_models_own(method):
+    backbone = tiny_backbone()
+    model = get_peft_model(backbone.model, METHODS[method]()).eval()
+    inputs = batch(backbone)
+    n = (inputs["labels"][:, 1:] != -100).sum()
+    assert 0 < n < inputs["labels"].numel() / 2
+    lengths = inputs["attention_mask"].sum(1)
+    assert lengths.min() < lengths.max() == inputs["input_ids"].shape[1]  # padded, and only to the longest
+
+    def gradients(loss):
+        model.zero_grad()
+        loss.backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    reference = model(**inputs).loss
+    expected = gradients(reference)
+    loss = AnswerLoss(model)(inputs) / n
+    found = gradients(loss)
+    torch.testing.assert_close(loss, reference, atol=1e-5, rtol=1e-5)
+    assert any(g.abs().max() > 1e-4 for g in expected.values())
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-6, rtol=1e-4)
+
+
+def test_the_head_sees_labelled_positions_only():
+    backbone = tiny_backbone()
+    inputs, seen = batch(backbone), []
+    handle = backbone.model.lm_head.register_forward_hook(lambda head, args, output: seen.append(output.shape))
+    AnswerLoss(backbone.model)(inputs)
+    handle.remove()
+    assert seen == [((inputs["labels"] != -100).sum(), backbone.model.config.text_config.vocab_size)]
+
+
+def test_no_hook_is_left():
+    backbone = tiny_backbone()
+    inputs = batch(backbone)
+    AnswerLoss(backbone.model)(inputs)
+    with pytest.raises(ValueError):
+        AnswerLoss(backbone.model)(inputs | {"pixel_values": inputs["pixel_values"][:1]})
+    assert not backbone.model.lm_head._forward_pre_hooks
+
+
+# --- the data ----------------------------------------------------------------------------------------------------
+
+
+def test_data_follow_from_seed_and_step():
+    def pictures(config, step):
+        pairs = [conversation(config, step, i) for i in range(config.pictures)]
+        return [scene.seed for scene, _ in pairs], [turns for _, turns in pairs]
+
+    config = settings("x", pictures=8, turns=3)
+    seeds, turns = pictures(config, 5)
+    random.random()
+    assert (seeds, turns) == pictures(settings("y", pictures=8, turns=3, lr=1.0), 5)
+    assert all(SEEDS["tuning"] <= seed < SEEDS["tuning"] + (1 << 32) for seed in seeds)
+    assert len(set(seeds)) == 8 and all(len(t) == 3 for t in turns)
+    assert seeds != pictures(config, 6)[0]
+    assert seeds != pictures(settings("x", pictures=8, turns=3, seed=1), 5)[0]
+
+
+def test_scenes_and_tasks_can_be_limited():
+    few = settings("x", pictures=4, scenes=3)
+    seeds = [conversation(few, step, i)[0].seed for step in range(5) for i in range(4)]
+    assert len(set(seeds)) == 3 and [seeds.count(s) for s in set(seeds)] in ([7, 7, 6], [7, 6, 7], [6, 7, 7])
+    assert len({tuple(conversation(few, step, 0)[1]) for step in range(9)}) > 3  # but other questions each time
+    signs = settings("x", pictures=4, tasks=["where_sign"])
+    assert all(conversation(signs, step, 0)[0].word for step in range(5))
+
+
+def test_scenes_that_fit_no_task_are_said_so(monkeypatch):
+    monkeypatch.setattr(mmpt.train, "ask_about", lambda *args: [])
+    with pytest.raises(InputError, match="None of the 2 scenes fits the tasks parity; use more scenes"):
+        conversation(settings("x", scenes=2, tasks="parity"), 0, 0)
+
+
+def test_schedule():
+    config = settings("x", steps=100, warmup=0.1)
+    rates = [schedule(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[10] == 1 and rates[55] == pytest.approx(0.5) and 0 < rates[99] < 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert schedule(0, settings("x", steps=1, warmup=0)) == 1
+
+
+# --- a run -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    """An unbroken LoRA run's folder (dropout on, so that its random numbers count too)."""
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("runs") / "unbroken"
+    run(out)
+    return out
+
+
+def test_what_a_run_leaves(unbroken):
+    assert {p.name for p in unbroken.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "log.jsonl",
+        "training.json",
+    }
+    rows = [json.loads(line) for line in (unbroken / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert rows[-1]["questions"] == 24 and rows[-1]["seconds"] > 0
+    record = json.loads((unbroken / "training.json").read_text())
+    assert record["final_loss"] == pytest.approx(sum(row["loss"] for row in rows) / 3)
+    assert record["backbone"] == "tiny-random" and record["method"]["r"] == 4 and record["config"]["steps"] == 6
+    assert record["questions"] == 24 and set(record["versions"]) == {"torch", "transformers", "peft", "accelerate"}
+    loaded = PeftModel.from_pretrained(tiny_backbone().model, unbroken)
+    assert record["tuned_parameters"] == sum(p.numel() for n, p in loaded.named_parameters() if "lora" in n)
+    assert json.loads((unbroken / "adapter_config.json").read_text())["base_model_name_or_path"] == "tiny-random"
+
+
+def test_only_the_adapter_learns_and_the_backbone_carries_it(tmp_path):
+    backbone, before = tiny_backbone(), tiny_backbone().model.state_dict()
+    out = train(backbone, METHODS["m2pt"](), settings(tmp_path / "out", gradient_checkpointing=True))
+    assert isinstance(backbone.model, PeftModel) and not backbone.model.training
+    assert not backbone.model.get_base_model().is_gradient_checkpointing
+    with backbone.use(None):
+        after = backbone.model.unload().state_dict()
+    assert same(before, after)
+    start = tiny_backbone()
+    torch.manual_seed(0)
+    start = get_peft_model(start.model, METHODS["m2pt"]())
+    learnt = load_file(out / "adapter_model.safetensors")
+    start.save_pretrained(tmp_path / "start")
+    first = load_file(tmp_path / "start" / "adapter_model.safetensors")
+    assert learnt.keys() == first.keys() and not any(torch.equal(learnt[k], first[k]) for k in learnt)
+
+
+def test_it_learns(tmp_path):
+    out = tmp_path / "out"
+    run(out, steps=40, pictures=4, scenes=4, tasks=["background"], turns=1, lr=0.03, log_every=5)
+    losses = [json.loads(line)["loss"] for line in (out / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_two_learning_rates(tmp_path, monkeypatch):
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def spy(self, *args, **kwargs):
+        seen.append([(group["lr"], len(group["params"])) for group in self.param_groups])
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", spy)
+    run(tmp_path / "out", "m2pt", steps=2, lr=0.01, projector_lr=0.001, warmup=0.5)
+    prompts, projector = seen[0]
+    assert (prompts[0], projector[0]) == (0.01, 0.001)
+    assert prompts[1] >= 4 and projector[1] == 4  # two linear layers with biases
+
+
+def test_accumulation_does_not_change_the_result(tmp_path):
+    changes = {"pictures": 4, "steps": 3}
+    whole = run(tmp_path / "whole", "m2pt", **changes)
+    parts = run(tmp_path / "parts", "m2pt", accumulate=4, **changes)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-3)
+
+
+def test_gradient_checkpointing_does_not_change_the_result(tmp_path):
+    plain = run(tmp_path / "plain", steps=2)
+    saving = run(tmp_path / "saving", steps=2, gradient_checkpointing=True)
+    for name in plain:
+        torch.testing.assert_close(saving[name], plain[name], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora", "m2pt"])
+def test_bf16_holds_frozen_weights_in_bf16_and_learns_in_fp32(tmp_path, method):
+    backbone = tiny_backbone()
+    train(backbone, METHODS[method](), settings(tmp_path / "out", precision="bf16", steps=2))
+    types = {(p.requires_grad, p.dtype) for p in backbone.model.parameters()}
+    assert types == {(False, torch.bfloat16), (True, torch.float32)}
+    log = (tmp_path / "out" / "log.jsonl").read_text()
+    exact = tmp_path / "exact"
+    run(exact, method, steps=2)
+    expected = json.loads((exact / "log.jsonl").read_text())["loss"]
+    assert json.loads(log)["loss"] == pytest.approx(expected, rel=0.02)
+    scene, _ = conversation(settings("x"), 0, 0)
+    assert len(backbone.answer([scene.image], ["Hello?"], 3)) == 1
+
+
+# --- broken runs -------------------------------------------------------------------------------------------------
+
+
+def interrupt_at(monkeypatch, step, error=KeyboardInterrupt):
+    original = mmpt.train._step
+
+    def broken(*args):
+        if args[-1] == step:
+            raise error
+        return original(*args)
+
+    monkeypatch.setattr(mmpt.train, "_step", broken)
+
+
+def rows(out):
+    """The log without its times."""
+    found = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in found]
+
+
+@pytest.mark.parametrize("step, kept", [(1, "no checkpoint was due yet"), (5, "a checkpoint is kept")])
+def test_ctrl_c_says_how_to_go_on_and_the_run_ends_the_same(tmp_path, monkeypatch, unbroken, step, kept):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step)
+        with pytest.raises(KeyboardInterrupt, match=f"Stopped after step {step} of 6; {kept}.*--resume"):
+            run(out)
+    assert not (out / "adapter_config.json").exists()
+    assert same(run(out, resume=True), load_file(unbroken / "adapter_model.safetensors"))
+    assert rows(out) == rows(unbroken)
+
+
+def killed_run(out):
+    """In a process of its own: killed while the second checkpoint is being written."""
+    write = torch.save
+
+    def half(state, path):
+        write(state, path)
+        if len(state["losses"]) == 4:
+            os.truncate(path, os.path.getsize(path) // 2)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.save = half
+    run(out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_killed_run_resumes_to_the_same_weights(tmp_path, unbroken):
+    out = tmp_path / "out"
+    process = multiprocessing.get_context("fork").Process(target=killed_run, args=(out,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == -signal.SIGKILL
+    assert (out / "checkpoint.pt.tmp").exists()  # the kill hit where it was meant to
+    with (out / "log.jsonl").open("a") as log:
+        log.write('{"step": 6, "lo')  # and cut off a line of the log
+    assert same(run(out, resume=True), load_file(unbroken / "adapter_model.safetensors"))
+    assert rows(out) == rows(unbroken)
+    assert {p.name for p in out.iterdir()} == {p.name for p in unbroken.iterdir()}
+
+
+def test_interrupted_while_the_adapter_is_written(tmp_path, monkeypatch, unbroken):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+
+        def write(self, folder, **kwargs):
+            Path(folder).mkdir()
+            (Path(folder) / "adapter_model.safetensors").write_bytes(b"half")
+            raise KeyboardInterrupt
+
+        patch.setattr(PeftModel, "save_pretrained", write)
+        with pytest.raises(KeyboardInterrupt, match="Stopped after step 6 of 6"):
+            run(out)
+    assert {p.name for p in out.iterdir()} == {"log.jsonl", "checkpoint.pt"}
+    assert same(run(out, resume=True), load_file(unbroken / "adapter_model.safetensors"))
+
+
+def test_a_finished_run_is_returned_as_it_is(tmp_path, unbroken, monkeypatch):
+    monkeypatch.setattr(mmpt.train, "_step", None)  # nothing is computed
+    backbone = tiny_backbone()
+    assert train(backbone, METHODS["lora"](), settings(unbroken, resume=True)) == unbroken
+    assert isinstance(backbone.model, PeftModel)
+    with pytest.raises(InputError, match="holds another run: lr was 0.003 and is 0.1. Resume with the same settings"):
+        train(tiny_backbone(), METHODS["lora"](), settings(unbroken, resume=True, lr=0.1))
+
+
+def test_only_the_same_run_is_resumed(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(out)
+    with pytest.raises(InputError, match="holds another run: seed was 0 and is 3"):
+        run(out, resume=True, seed=3)
+    with pytest.raises(InputError, match="r was 4 and is 8"):
+        train(tiny_backbone(), LoraConfig(**LORA | {"r": 8}), settings(out, resume=True))
+    with pytest.raises(InputError, match="holds a run already; go on with --resume"):
+        run(out)
+    (out / "checkpoint.pt").write_bytes(b"nothing of use")
+    with pytest.raises(InputError, match="cannot be read or written"):
+        run(out, resume=True)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("failed writing file")])
+def test_full_disk(tmp_path, monkeypatch, error):
+    out = tmp_path / "out"
+
+    def write(state, path):
+        Path(path).write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", write)
+    with pytest.raises(InputError, match="could not be written to .*; make room, then go on with --resume"):
+        run(out)
+    assert {p.name for p in out.iterdir()} == {"log.jsonl"}
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
+    def loss(self, inputs):
+        return sum(p.sum() for p in self.parameters()) * torch.nan
+
+    monkeypatch.setattr(AnswerLoss, "forward", loss)
+    with pytest.raises(InputError, match=r"The loss is nan at step 1; lower lr \(0.003\)"):
+        run(tmp_path / "out")
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"steps": -1}, "steps is -1; give a whole number of at least 1"),
+        ({"steps": 2.5}, "steps is 2.5"),
+        ({"pictures": 0}, "pictures is 0"),
+        ({"turns": True}, "turns is True"),
+        ({"scenes": 0}, "scenes is 0"),
+        ({"lr": 0}, "lr is 0; give a number above 0"),
+        ({"projector_lr": float("nan")}, "projector_lr is nan"),
+        ({"clip": "1"}, "clip is '1'"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; give a number of at least 0"),
+        ({"warmup": 1.5}, "warmup is 1.5; give the share of the steps, from 0 to 1"),
+        ({"seed": "x"}, "seed is 'x'; give a whole number"),
+        ({"precision": "fp16"}, 'precision is \'fp16\'; give "fp32", "bf16" or None'),
+        ({"pictures": 6, "accumulate": 4}, "6 pictures a step cannot be cut into 4 equal parts"),
+        ({"tasks": ["count", "dance"]}, "There is no task 'dance'; give some of count, "),
+    ],
+)
+def test_settings_out_of_range(changes, message):
+    with pytest.raises(InputError, match=message):
+        settings("x", **changes)
+
+
+def test_a_file_as_folder(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputError, match="file is a file; give a folder for the adapter"):
+        run(tmp_path / "file")
+    with pytest.raises(InputError, match="cannot be read or written"):
+        run(tmp_path / "file" / "below")
+
+
+def test_a_backbone_with_an_adapter_is_refused(tmp_path):
+    backbone = tiny_backbone()
+    backbone.model = get_peft_model(backbone.model, METHODS["lora"]())
+    with pytest.raises(InputError, match="carries an adapter already; load it afresh"):
+        train(backbone, METHODS["lora"](), settings(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+# --- several processes -------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+from test_train import run
+run(sys.argv[1], "m2pt", pictures=4, steps=3)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_the_same_as_one(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(script), str(tmp_path / "two")]
+    root = str(Path(__file__).parent.parent)
+    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": root}, timeout=900)
+    one = run(tmp_path / "one", "m2pt", pictures=4, steps=3)
+    two = load_file(tmp_path / "two" / "adapter_model.safetensors")
+    assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-3)
