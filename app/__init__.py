@@ -1,0 +1,1 @@
+"""The Gradio app: thin over mmpt; importing it starts nothing."""
