@@ -11,7 +11,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="app", description="Ask a model about a picture, before and after tuning.")
     parser.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
     parser.add_argument("--adapter", default="m2pt", help='shipped name, folder or "none" (default: m2pt)')
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine only)")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=None, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")
     parser.add_argument("--open", action="store_true", help="open the browser")

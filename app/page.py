@@ -20,7 +20,8 @@ QUESTIONS = (
 INTRO = """# mmpt: ask before and after prompt tuning
 The same small multimodal model answers twice: as it was, and with a few learned prompts (under half a per cent of its
 parameters) in every layer. Choose or upload a picture, ask, and compare."""
-FOOTER = "Pictures: [OpenMoji](https://openmoji.org) 17, CC BY-SA 4.0. Language model: SmolLM2-135M-Instruct, Apache-2.0."
+FOOTER = """Pictures: [OpenMoji](https://openmoji.org) 17, CC BY-SA 4.0.
+Language model: SmolLM2-135M-Instruct, Apache-2.0."""
 CSS = ".answer textarea {font-size: 1.15rem}"
 
 

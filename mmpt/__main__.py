@@ -37,7 +37,7 @@ def train(args):
     import mmpt
     from mmpt.presets import m2pt_config
 
-    options = {name: value for name in ("steps", "pictures", "lr", "projector_lr", "save_every")
+    options = {name: value for name in ("steps", "pictures", "relative_lr", "projector_lr", "save_every")
                if (value := getattr(args, name)) is not None}  # fmt: skip
     config = mmpt.TrainConfig(out=args.out, seed=args.seed, resume=args.resume, **options)
     backbone = mmpt.load(args.backbone)
@@ -102,7 +102,7 @@ def parser():
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--steps", type=int)
     sub.add_argument("--pictures", type=int, help="pictures a step")
-    sub.add_argument("--lr", type=float, help="peak learning rate of the prompts")
+    sub.add_argument("--relative-lr", type=float, default=0.02, help="peak step of a prompt, as a share of its size")
     sub.add_argument("--projector-lr", type=float)
     sub.add_argument("--save-every", type=int, metavar="STEPS")
     sub.add_argument("--seed", type=int, default=0)

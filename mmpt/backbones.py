@@ -107,9 +107,7 @@ class Backbone:
     def inputs(self, images, questions) -> BatchFeature:
         """One picture and one question a row → input_ids, attention_mask (B, T), left padded, and pixel_values."""
         texts = [self._chat([(question, None)], True) for question in questions]
-        batch = self.processor(
-            images=list(images), text=texts, padding=True, padding_side="left", return_tensors="pt"
-        )
+        batch = self.processor(images=list(images), text=texts, padding=True, padding_side="left", return_tensors="pt")
         return batch.to(self.model.device)
 
     def training_inputs(self, images, conversations) -> dict[str, torch.Tensor]:
@@ -227,6 +225,6 @@ def _load_pretrained(name, dtype):
         return Backbone(name, model, AutoProcessor.from_pretrained(name))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The backbone {name!r} could not be loaded ({str(error).splitlines()[0]}); give \"tiny\", a folder with a "
-            "LLaVA model and its processor, or a hub id while the hub can be reached."
+            f'The backbone {name!r} could not be loaded ({str(error).splitlines()[0]}); give "tiny", a folder with '
+            "a LLaVA model and its processor, or a hub id while the hub can be reached."
         ) from error

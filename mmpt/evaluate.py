@@ -36,12 +36,16 @@ def evaluate(backbone, suite: str, *, limit: int | None = None, batch: int = 16)
         raise InputError(f"--limit is {limit}; give a number of at least 1, or leave it out.")
     start = time.time()
     result = (_base if suite == "base" else _tasks)(backbone, limit or SUITES[suite], batch)
-    return {"suite": suite, "backbone": backbone.name} | result | {
-        "seconds": round(time.time() - start, 1),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.model.device.type}",
-    }
+    return (
+        {"suite": suite, "backbone": backbone.name}
+        | result
+        | {
+            "seconds": round(time.time() - start, 1),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.model.device.type}",
+        }
+    )
 
 
 def _base(backbone, n, batch):
@@ -64,7 +68,7 @@ def _base(backbone, n, batch):
 def _tasks(backbone, n, batch):
     seed = SEEDS["validation"]
     images, questions = [], []
-    for number, (name, task) in enumerate(TASKS.items()):
+    for number, task in enumerate(TASKS.values()):
         wanted, at = n, seed + (number << 20)
         while wanted:
             scene = make_scene(at)

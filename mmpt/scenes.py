@@ -1,7 +1,7 @@
 """Emoji scenes: a picture and its exact ground truth, from a seed.
 
-A scene shows 1 to 5 objects (OpenMoji classes) on a shaded background, at times with a drawn digit or a word on a sign.
-The same seed gives the same bytes. Pictures are OpenMoji 17 glyphs (CC BY-SA 4.0, https://openmoji.org).
+A scene shows 1 to 5 objects (OpenMoji classes) on a shaded background, at times with a drawn digit or a word on a
+sign. The same seed gives the same bytes. Pictures are OpenMoji 17 glyphs (CC BY-SA 4.0, https://openmoji.org).
 """
 
 import importlib.util
@@ -17,18 +17,21 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 # Every name is one token of SmolLM2's vocabulary and a countable noun. Sprites that look alike at 28 px were left out.
 GROUPS = {
-    "animal": "dog🐶 cat🐱 horse🐎 cow🐄 pig🐖 rabbit🐇 bear🐻 tiger🐅 lion🦁 monkey🐒 frog🐸 elephant🐘 sheep🐑 fox🦊 "
-    "panda🐼 snake🐍 turtle🐢 giraffe🦒 zebra🦓",
+    "animal": "dog🐶 cat🐱 horse🐎 cow🐄 pig🐖 rabbit🐇 bear🐻 tiger🐅 lion🦁 monkey🐒 frog🐸 elephant🐘 sheep🐑 "
+    "fox🦊 panda🐼 snake🐍 turtle🐢 giraffe🦒 zebra🦓",
     "bird": "chicken🐔 duck🦆 owl🦉 penguin🐧 parrot🦜 turkey🦃",
     "sea animal": "fish🐟 whale🐳 shark🦈 octopus🐙 crab🦀 lobster🦞 jellyfish🪼",
     "bug": "bee🐝 spider🕷 butterfly🦋 snail🐌 beetle🪲 worm🪱 caterpillar🐛",
-    "fruit": "apple🍎 pear🍐 banana🍌 orange🍊 lemon🍋 watermelon🍉 strawberry🍓 cherry🍒 pineapple🍍 coconut🥥 kiwi🥝",
+    "fruit": "apple🍎 pear🍐 banana🍌 orange🍊 lemon🍋 watermelon🍉 strawberry🍓 cherry🍒 pineapple🍍 coconut🥥 "
+    "kiwi🥝",
     "vegetable": "carrot🥕 tomato🍅 onion🧅 broccoli🥦 cucumber🥒 avocado🥑 eggplant🍆 mushroom🍄 pepper🌶",
     "food": "egg🥚 pizza🍕 cake🍰 cookie🍪 sandwich🥪 pie🥧 salad🥗",
-    "vehicle": "car🚗 bus🚌 truck🚚 train🚂 bicycle🚲 airplane✈ rocket🚀 boat⛵ helicopter🚁 tractor🚜 canoe🛶 motorcycle🏍",
+    "vehicle": "car🚗 bus🚌 truck🚚 train🚂 bicycle🚲 airplane✈ rocket🚀 boat⛵ helicopter🚁 tractor🚜 "
+    "canoe🛶 motorcycle🏍",
     "building": "house🏠 church⛪ castle🏰 tent⛺ factory🏭 hospital🏥 tower🗼 fountain⛲",
     "clothing": "hat👒 shirt👕 dress👗 shoe👞 boot👢 sock🧦 glove🧤 crown👑 ring💍 backpack🎒 cap🧢",
-    "tool": "hammer🔨 axe🪓 saw🪚 wrench🔧 key🔑 ladder🪜 magnet🧲 bucket🪣 broom🧹 telescope🔭 pencil✏ sword🗡 shield🛡",
+    "tool": "hammer🔨 axe🪓 saw🪚 wrench🔧 key🔑 ladder🪜 magnet🧲 bucket🪣 broom🧹 telescope🔭 pencil✏ sword🗡 "
+    "shield🛡",
     "instrument": "guitar🎸 piano🎹 violin🎻 drum🥁 trumpet🎺 bell🔔 microphone🎤",
     "sport": "football⚽ basketball🏀 baseball⚾ medal🏅 trophy🏆 dart🎯",
     "plant": "tree🌳 rose🌹 cactus🌵 leaf🍁 palm🌴 sunflower🌻 clover🍀",
@@ -47,16 +50,16 @@ COLOURS = {
     "red": "parrot octopus crab lobster apple watermelon strawberry cherry tomato pepper glove backpack magnet shield "
     "drum rose book heart balloon",
     "orange": "dog cat tiger lion fox giraffe carrot onion sock key basketball leaf",
-    "yellow": "banana lemon pie tent hat crown broom trumpet bell medal trophy sunflower sun moon star lightning chair "
-    "lamp hand foot",
+    "yellow": "banana lemon pie tent hat crown broom trumpet bell medal trophy sunflower sun moon star lightning "
+    "chair lamp hand foot",
     "green": "frog snake turtle beetle caterpillar pear kiwi broccoli cucumber avocado cap tree cactus palm clover",
     "blue": "fish butterfly boat canoe shirt dress bucket puzzle",
     "purple": "jellyfish eggplant umbrella",
     "pink": "pig worm brain kite",
     "brown": "horse bear monkey duck turkey snail pineapple cookie shoe boot ladder violin door basket",
     "white": "sheep zebra chicken egg truck church hospital piano football baseball clock tooth bone eye",
-    "gray": "elephant owl shark spider airplane castle ring saw wrench telescope sword microphone cloud tornado toilet "
-    "spoon phone television envelope robot",
+    "gray": "elephant owl shark spider airplane castle ring saw wrench telescope sword microphone cloud tornado "
+    "toilet spoon phone television envelope robot",
 }
 _COLOUR_OF = {name: colour for colour, names in COLOURS.items() for name in names.split()}
 
@@ -308,5 +311,5 @@ def _package_folder(package):
     # Found without importing: matplotlib's import takes a second and only its font files are wanted.
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise ModuleNotFoundError(f"The package {package} draws the scenes and is not installed: pip install {package}")
+        raise ModuleNotFoundError(f"Scenes are drawn with the package {package}: pip install {package}")
     return Path(spec.origin).parent

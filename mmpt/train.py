@@ -46,6 +46,7 @@ class TrainConfig:
     pictures: int = 16  # a step, over all processes and accumulated parts
     turns: int = 4  # questions a picture
     lr: float = 3e-3  # peak, of prompts and whatever else is tuned
+    relative_lr: float | None = None  # peak, of prompts instead of lr: the share of its own size that a step changes
     projector_lr: float = 5e-4  # peak, of parameters with "projector" in their name
     weight_decay: float = 0.0
     warmup: float = 0.03  # share of the steps over which the learning rate rises; then it falls along a cosine to 0
@@ -69,6 +70,8 @@ class TrainConfig:
             value, least = getattr(self, name), 0 if name in ("weight_decay", "warmup") else 1e-12
             if type(value) not in (int, float) or not least <= value < math.inf:
                 raise InputError(f"{name} is {value!r}; give a number {'of at least' if least == 0 else 'above'} 0.")
+        if self.relative_lr is not None and not 0 < self.relative_lr <= 1:
+            raise InputError(f"relative_lr is {self.relative_lr!r}; give a share above 0 and up to 1, or None.")
         if self.warmup > 1:
             raise InputError(f"warmup is {self.warmup}; give the share of the steps, from 0 to 1.")
         if type(self.seed) is not int:
@@ -255,11 +258,31 @@ def _prepare(model, name, config):
 
 
 def _optimizer(tuned, config):
+    peaks = {name: config.projector_lr if "projector" in name else config.lr for name in tuned}
+    if config.relative_lr:
+        peaks |= {name: config.relative_lr * size for name, size in _sizes(tuned).items()}
     groups = [
-        {"params": [p for name, p in tuned.items() if ("projector" in name) == projector], "peak": peak, "lr": peak}
-        for projector, peak in ((False, config.lr), (True, config.projector_lr))
+        {"params": [tuned[name] for name in peaks if peaks[name] == peak], "peak": peak, "lr": peak}
+        for peak in dict.fromkeys(peaks.values())
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def _sizes(tuned):
+    """Root mean square of a typical vector of each layer's prompts (P, D), by name.
+
+    A normalisation reads the prompts of a layer, so only their change relative to their size matters to it, while
+    AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states learn 200
+    times slower in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero take the
+    smallest size there is.
+    """
+    sizes = {
+        name: prompts.detach().square().mean(-1).sqrt().median().item()
+        for name, prompts in tuned.items()
+        if "prompts" in name
+    }
+    smallest = min((size for size in sizes.values() if size > 0), default=1.0)
+    return {name: size or smallest for name, size in sizes.items()}
 
 
 def _describe(backbone, peft_config, config):

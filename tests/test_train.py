@@ -21,7 +21,7 @@ import mmpt.train
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
 from mmpt.scenes import SEEDS
-from mmpt.train import AnswerLoss, TrainConfig, conversation, schedule, train
+from mmpt.train import AnswerLoss, TrainConfig, _optimizer, conversation, schedule, train
 
 LORA = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_dropout": 0.1}
 METHODS = {
@@ -220,6 +220,19 @@ def test_two_learning_rates(tmp_path, monkeypatch):
     assert prompts[1] >= 4 and projector[1] == 4  # two linear layers with biases
 
 
+def test_relative_rates_follow_the_size_of_the_prompts():
+    tuned = {
+        "textual_prompts.0": torch.tensor([[0.1, -0.1], [0.1, 0.1], [30.0, 30.0]]),  # the last: an attention sink
+        "textual_prompts.1": torch.full((3, 2), 5.0),
+        "textual_prompts.2": torch.zeros(3, 2),
+        "projector.weight": torch.ones(2, 2),
+    }
+    tuned = {name: torch.nn.Parameter(value) for name, value in tuned.items()}
+    optimizer = _optimizer(tuned, TrainConfig("x", relative_lr=0.02, projector_lr=0.3))
+    rates = {id(p): group["peak"] for group in optimizer.param_groups for p in group["params"]}
+    assert [rates[id(p)] for p in tuned.values()] == pytest.approx([0.002, 0.1, 0.002, 0.3])
+
+
 def test_accumulation_does_not_change_the_result(tmp_path):
     changes = {"pictures": 4, "steps": 3}
     whole = run(tmp_path / "whole", "m2pt", **changes)
@@ -388,6 +401,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
         ({"turns": True}, "turns is True"),
         ({"scenes": 0}, "scenes is 0"),
         ({"lr": 0}, "lr is 0; give a number above 0"),
+        ({"relative_lr": 2.0}, "relative_lr is 2.0; give a share above 0"),
         ({"projector_lr": float("nan")}, "projector_lr is nan"),
         ({"clip": "1"}, "clip is '1'"),
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give a number of at least 0"),

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from mmpt.scenes import BACKGROUNDS, NAMES, Scene, article
+from mmpt.scenes import NAMES, Scene, article
 
 QUESTION = "Describe the picture."
 QUESTIONS = (QUESTION, "What does the picture show?", "Describe everything that you see.")
@@ -18,7 +18,8 @@ def describe(scene: Scene) -> str:
     """
     count = len(scene.objects)
     things = ", ".join(f"{article(t.size)} {t.name} {_at(t.place)}" for t in scene.objects)
-    text = f"{article(scene.background).capitalize()} background with {_COUNTS[count]} object{'s' * (count > 1)}: {things}."
+    objects = "object" if count == 1 else "objects"
+    text = f"{article(scene.background).capitalize()} background with {_COUNTS[count]} {objects}: {things}."
     if scene.digit:
         text += f" The digit {scene.digit.name} is {_at(scene.digit.place)}."
     if scene.word:
@@ -54,7 +55,9 @@ def compare(scene: Scene, text: str) -> dict[str, float]:
     }
     phrases = [(size, name, place) for size, name, place in _OBJECT.findall(listing) if name in there]
     if phrases:
-        figures["size"] = _share(((size, name) for size, name, _ in phrases), ((t.size, t.name) for t in scene.objects))
+        figures["size"] = _share(
+            ((size, name) for size, name, _ in phrases), ((t.size, t.name) for t in scene.objects)
+        )
         figures["place"] = _share(
             ((name, place) for _, name, place in phrases), ((t.name, t.place) for t in scene.objects)
         )

@@ -178,9 +178,7 @@ def align(out, *, steps, batch, seed, lr=5e-4, tower_lr=1e-4):
     module["tower"].post_layernorm.requires_grad_(False)  # the LLM reads the last layer before it
     optimizers = [
         torch.optim.AdamW(module["projector"].parameters(), lr=lr, weight_decay=0.0, betas=(0.9, 0.98)),
-        torch.optim.AdamW(
-            [p for p in module["tower"].parameters() if p.requires_grad], lr=tower_lr, weight_decay=0.0
-        ),
+        torch.optim.AdamW([p for p in module["tower"].parameters() if p.requires_grad], lr=tower_lr, weight_decay=0.0),
     ]
 
     def loss_of(data):

@@ -1,0 +1,82 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmpt.__main__ import main
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def picture(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "p.png")
+    return str(tmp_path / "p.png")
+
+
+def test_help_needs_no_torch():
+    code = "import sys, mmpt.__main__ as m; m.parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["ask"], "Give a picture and a question, or --batch"),
+        (["ask", "none.png", "What?"], "There is no file none.png"),
+        (["ask", "PICTURE", " "], "The question is empty"),
+        (["ask", "PICTURE", "What?", "--adapter", "m3pt"], "There is no adapter 'm3pt'"),
+        (["ask", "PICTURE", "What?", "--backbone", "no-such-model"], "'no-such-model' could not be loaded"),
+        (["ask", "--batch", "none.jsonl"], "--batch needs --out"),
+        (["ask", "--batch", "none.jsonl", "--out", "o"], "none.jsonl cannot be read"),
+        (["evaluate", "--suite", "mme", "--adapter", "none"], "There is no suite 'mme'; choose one of base, tasks"),
+        (["evaluate", "--suite", "base", "--limit", "0"], "--limit is 0; give a number of at least 1"),
+        (["scenes", "--n", "0", "--out", "x"], "--n is 0; give a number"),
+        (["scenes", "--size", "10", "--out", "x"], "size is 10; a scene needs at least 56 px"),
+        (["scenes", "--out", "PICTURE"], "cannot be written"),
+        (["train", "--method", "m2pt", "--out", "PICTURE"], "is a file; give a folder"),
+        (["train", "--method", "m2pt", "--out", "x", "--steps", "-1"], "steps is -1; give a whole number"),
+    ],
+)
+def test_mistakes_are_one_sentence(words, sentence, picture, tmp_path, monkeypatch, capsys, tiny):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mmpt.backbones.load_tiny", lambda: tiny)
+    assert main([picture if word == "PICTURE" else word for word in words]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmpt: ") and sentence in error and error.count("\n") == 1
+    assert not (tmp_path / "x" / "adapter_config.json").exists()
+
+
+def test_scenes_command(tmp_path, capsys):
+    assert main(["scenes", "--n", "3", "--seed", "7", "--out", str(tmp_path)]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "scenes.jsonl").read_text().splitlines()]
+    assert len(rows) == 3 and Image.open(tmp_path / rows[0]["image"]).size == (112, 112)
+    assert len(rows[0]["objects"][0]["box"]) == 4
+
+
+def test_ask_command_prints_json(picture, monkeypatch, capsys, tiny):
+    monkeypatch.setattr("mmpt.backbones.load_tiny", lambda: tiny)
+    assert main(["ask", picture, "Describe the picture.", "--adapter", "none", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["question"] == "Describe the picture." and row["answer"] and row["adapter"] == "none"
+
+
+def test_interrupt_ends_with_a_sentence():
+    code = (
+        "import sys, time, mmpt.__main__ as m\n"
+        "m.scenes.__code__ = (lambda args: (print('ready', flush=True), __import__('time').sleep(60))).__code__\n"
+        "sys.exit(m.main(['scenes', '--out', 'x']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ,
+    )  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(10) == 130
+    assert process.stderr.read() == "mmpt: Stopped.\n"
