@@ -11,8 +11,6 @@ _HOMES = {
     "M2PTModel": "mmpt.m2pt",
     "parameter_report": "mmpt.m2pt",
     "TrainConfig": "mmpt.train",
-    "train": "mmpt.train",
-    "evaluate": "mmpt.evaluate",
     "make_scene": "mmpt.scenes",
     "InputError": "mmpt.errors",
 }

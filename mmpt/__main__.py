@@ -34,14 +34,15 @@ def ask(args):
 
 
 def train(args):
-    import mmpt
+    from mmpt.backbones import load
     from mmpt.presets import m2pt_config
+    from mmpt.train import TrainConfig, train
 
     options = {name: value for name in ("steps", "pictures", "relative_lr", "projector_lr", "save_every")
                if (value := getattr(args, name)) is not None}  # fmt: skip
-    config = mmpt.TrainConfig(out=args.out, seed=args.seed, resume=args.resume, **options)
-    backbone = mmpt.load(args.backbone)
-    print(f"Adapter in {mmpt.train(backbone, m2pt_config(args.method, backbone.processor.tokenizer), config)}")
+    config = TrainConfig(out=args.out, seed=args.seed, resume=args.resume, **options)
+    backbone = load(args.backbone)
+    print(f"Adapter in {train(backbone, m2pt_config(args.method, backbone.processor.tokenizer), config)}")
 
 
 def evaluate(args):

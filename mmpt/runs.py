@@ -48,10 +48,10 @@ def open_run(out: Path, run: dict, resume: bool, accelerator) -> dict | str | No
     return saved
 
 
-def log(out: Path, state: dict, n: int, lr: float) -> None:
+def log(out: Path, state: dict, n: int, rate: float) -> None:
     """Append a line with the mean loss of the last `n` steps; `state` holds losses, questions and seconds so far."""
     recent = state["losses"][-n:]
-    row = {"step": len(state["losses"]), "loss": sum(recent) / len(recent), "lr": lr, "questions": state["questions"]}
+    row = {"step": len(state["losses"]), "loss": sum(recent) / len(recent), "rate": rate, "questions": state["questions"]}
     try:
         with (out / _LOG).open("a") as file:
             file.write(json.dumps(row | {"seconds": round(state["seconds"], 2)}) + "\n")

@@ -90,7 +90,8 @@ class TrainConfig:
 def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> Path:
     """Tune the adapter of `peft_config` on `backbone`, which carries it afterwards; returns the adapter's folder.
 
-    `log.jsonl` gets a line every `log_every` steps (step, loss, lr, questions, seconds); in the end `training.json`
+    `log.jsonl` gets a line every `log_every` steps (step, loss, rate as a share of its peak, questions,
+    seconds); in the end `training.json`
     says how the adapter came about. With `resume`, a finished run is loaded and returned as it is.
 
     Raises:
@@ -127,7 +128,7 @@ def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> P
                 if accelerator.is_main_process:
                     state = {"losses": losses, "questions": questions, "seconds": seconds}
                     if len(losses) % config.log_every == 0 or len(losses) == config.steps:
-                        log(config.out, state, config.log_every, lr=config.lr * schedule(step, config))
+                        log(config.out, state, config.log_every, rate=schedule(step, config))
                     if len(losses) % config.save_every == 0 or len(losses) == config.steps:
                         save(config.out, state | {"run": run, "tuned": tuned, "optimizer": optimizer.state_dict()})
         if accelerator.is_main_process:
