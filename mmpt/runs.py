@@ -51,10 +51,11 @@ def open_run(out: Path, run: dict, resume: bool, accelerator) -> dict | str | No
 def log(out: Path, state: dict, n: int, rate: float) -> None:
     """Append a line with the mean loss of the last `n` steps; `state` holds losses, questions and seconds so far."""
     recent = state["losses"][-n:]
-    row = {"step": len(state["losses"]), "loss": sum(recent) / len(recent), "rate": rate, "questions": state["questions"]}
+    row = {"step": len(state["losses"]), "loss": sum(recent) / len(recent), "rate": rate}
+    row |= {"questions": state["questions"], "seconds": round(state["seconds"], 2)}
     try:
         with (out / _LOG).open("a") as file:
-            file.write(json.dumps(row | {"seconds": round(state["seconds"], 2)}) + "\n")
+            file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise _unwritten(out, error) from error
 
