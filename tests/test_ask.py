@@ -63,10 +63,12 @@ def bomb(path, side):
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)))
 
 
-def test_pictures_that_cannot_be_used(tmp_path, red):
+def test_pictures_that_cannot_be_used(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "cut.png").write_bytes(red.read_bytes()[:60])
+    whole = tmp_path / "whole.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(whole)
+    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:1000])
     bomb(tmp_path / "large.png", 8_000)
     bomb(tmp_path / "bomb.png", 60_000)
     for name, sentence in {

@@ -15,7 +15,7 @@ def tracked():
 
 
 def test_every_make_command_of_the_readme_exists():
-    named = set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text()))
+    named = set(re.findall(r"(?:^ +|`)make ([a-z]+)\b", (ROOT / "README.md").read_text(), re.M))
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     assert {"app", "demo", "test", "lab"} <= targets and named and named <= targets
 
