@@ -1,24 +1,25 @@
 """The command line: `python -m mmpt ask | train | evaluate | scenes`."""
 
 import argparse
+import dataclasses
 import json
-import os
 import sys
-from pathlib import Path
 
+from mmpt import console
 from mmpt.errors import InputError
 
 METHODS = ("m2pt", "m2pt-carry")
 
 
 def ask(args):
-    from mmpt.ask import ask_file, check_question, open_picture, read_requests
+    from mmpt.ask import ask_file, check_question, check_writable, open_picture, read_requests
 
     if bool(args.batch) == bool(args.image):
         raise InputError("Give a picture and a question, or --batch FILE.jsonl with --out FILE.jsonl.")
     if args.batch:
         if not args.out:
             raise InputError("--batch needs --out FILE.jsonl for the answers.")
+        check_writable(args.out)
         read_requests(args.batch)  # a mistake is told before the model is loaded
         n = ask_file(_load(args), args.batch, args.out)
         print(f"{n} answers in {args.out}")
@@ -38,23 +39,22 @@ def train(args):
     from mmpt.presets import m2pt_config
     from mmpt.train import TrainConfig, train
 
-    options = {name: value for name in ("steps", "pictures", "relative_lr", "projector_lr", "save_every")
-               if (value := getattr(args, name)) is not None}  # fmt: skip
-    config = TrainConfig(out=args.out, seed=args.seed, resume=args.resume, **options)
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
+    config = TrainConfig(**{name: value for name, value in vars(args).items() if name in names and value is not None})
     backbone = load(args.backbone)
     print(f"Adapter in {train(backbone, m2pt_config(args.method, backbone.processor.tokenizer), config)}")
 
 
 def evaluate(args):
+    from mmpt.ask import check_writable, write_whole
     from mmpt.evaluate import evaluate, render
 
+    if args.json:
+        check_writable(args.json)
     result = evaluate(_load(args), args.suite, limit=args.limit) | {"adapter": args.adapter}
     print(render(result))
     if args.json:
-        try:
-            Path(args.json).write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{args.json} cannot be written ({error.strerror}); give another --json.") from error
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
 
 
 def scenes(args):
@@ -62,6 +62,10 @@ def scenes(args):
 
     if args.n < 1:
         raise InputError(f"--n is {args.n}; give a number of at least 1.")
+    if not 0 <= args.seed < 2**32:
+        raise InputError(f"--seed is {args.seed}; give one from 0 to {2**32 - 1}: the others train and test models.")
+    if args.size > 4096:
+        raise InputError(f"--size is {args.size}; give one from 56 to 4096 pixels.")
     try:
         path = write_scenes(args.out, args.n, args.seed, args.size)
     except OSError as error:
@@ -105,6 +109,9 @@ def parser():
     sub.add_argument("--pictures", type=int, help="pictures a step")
     sub.add_argument("--relative-lr", type=float, default=0.02, help="peak step of a prompt, as a share of its size")
     sub.add_argument("--projector-lr", type=float)
+    sub.add_argument("--accumulate", type=int, help="parts that a step's pictures are cut into, to save memory")
+    sub.add_argument("--precision", choices=("fp32", "bf16"), help="of the frozen weights (default: as loaded)")
+    sub.add_argument("--gradient-checkpointing", action="store_true", help="compute activations twice, to save memory")
     sub.add_argument("--save-every", type=int, metavar="STEPS")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
@@ -124,17 +131,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        args.run(args)
-    except InputError as error:
-        print(f"mmpt: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"mmpt: {str(stop) or 'Stopped.'}", file=sys.stderr)
-        return 130
-    return 0
+    return console.run("mmpt", args.run, args)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,10 @@
 
 import json
 import os
+import warnings
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mmpt.errors import InputError
@@ -12,6 +13,7 @@ from mmpt.errors import InputError
 MAX_PIXELS = 50_000_000  # refused before anything is decoded
 MAX_BYTES = 64 << 20
 MAX_QUESTION = 2_000  # characters
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")  # Pillow reads more, some of it by running other programs
 
 
 def open_picture(path: str | Path) -> Image.Image:
@@ -21,27 +23,30 @@ def open_picture(path: str | Path) -> Image.Image:
         InputError: not there, not a picture, broken, empty, above `MAX_PIXELS` or `MAX_BYTES`.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a picture file, such as a PNG or JPEG.")
     try:
+        if path.exists() and not path.is_file():
+            kind = "a folder" if path.is_dir() else "no regular file"
+            raise InputError(f"{path} is {kind}; give a picture file, such as a PNG or JPEG.")
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise InputError(f"{path} has {size / 2**20:.0f} MiB; give a picture of at most {MAX_BYTES >> 20} MiB.")
-        with Image.open(path) as picture:
-            width, height = picture.size
-            if width * height > MAX_PIXELS:
-                raise InputError(
-                    f"{path} has {width} × {height} pixels; give one of at most {MAX_PIXELS // 10**6} megapixels."
-                )
-            return to_rgb(picture)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's: what can be read is read, what is too large is refused here
+            with Image.open(path, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(
+                        f"{path} has {width} × {height} pixels; give one of at most {MAX_PIXELS // 10**6} megapixels."
+                    )
+                return to_rgb(picture)
+    except InputError:
+        raise
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; give the path of a picture.") from None
     except Image.DecompressionBombError:
         raise InputError(f"{path} is too large; give one of at most {MAX_PIXELS // 10**6} megapixels.") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} cannot be read as a picture; give a whole PNG, JPEG, WebP or GIF file.") from error
+    except Exception as error:  # decoders raise whatever a broken file leads them to
+        raise InputError(f"{path} cannot be read as a picture; give a whole {', '.join(FORMATS)} file.") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
@@ -90,14 +95,19 @@ def read_requests(file: str | Path) -> list[dict]:
         where = f"{file}, line {number}"
         try:
             request = json.loads(line)
-            missing = [name for name in ("id", "image", "question") if name not in request]
-        except (json.JSONDecodeError, TypeError):
-            raise InputError(f"{where} is not a JSON object; write one with id, image and question a line.") from None
+        except json.JSONDecodeError:
+            request = None
+        if not isinstance(request, dict):
+            raise InputError(f"{where} is not a JSON object; write one with id, image and question a line.")
+        missing = [name for name in ("id", "image", "question") if name not in request]
         if missing:
             raise InputError(f"{where} has no {missing[0]!r}; write id, image and question on every line.")
         try:
-            question = check_question(str(request["question"]))
-            image = file.parent / str(request["image"])
+            for name in ("image", "question"):
+                if not isinstance(request[name], str):
+                    raise InputError(f"{name} is {request[name]!r}; give a text.")
+            question = check_question(request["question"])
+            image = file.parent / request["image"]
             open_picture(image)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
@@ -115,18 +125,36 @@ def ask_file(backbone, file: str | Path, out: str | Path, batch: int = 16) -> in
     Raises:
         InputError: see `read_requests`; or `out` cannot be written.
     """
-    requests, out = read_requests(file), Path(out)
+    check_writable(out)
+    requests = read_requests(file)
     answers = []
     for start in tqdm(range(0, len(requests), batch), desc="answering", unit="batch"):
         rows = requests[start : start + batch]
         images = [open_picture(row["image"]) for row in rows]
         answers += backbone.answer(images, [row["question"] for row in rows])
     lines = [json.dumps({"id": row["id"], "answer": answer}) + "\n" for row, answer in zip(requests, answers)]
-    scratch = out.with_name(f".{out.name}.{os.getpid()}")
+    write_whole(out, "".join(lines))
+    return len(answers)
+
+
+def check_writable(file: str | Path) -> None:
+    """InputError if `file` is a folder or its folder cannot be written to: told before the work rather than after."""
+    file = Path(file)
+    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
+
+
+def write_whole(file: str | Path, text: str) -> None:
+    """Write a text file so that it appears whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    file = Path(file)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        scratch.write_text("".join(lines), encoding="utf-8")
-        scratch.replace(out)
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
     except OSError as error:
         scratch.unlink(missing_ok=True)
-        raise InputError(f"{out} cannot be written ({error.strerror}); give another --out.") from error
-    return len(answers)
+        raise InputError(f"{file} cannot be written ({error.strerror}); give another file.") from error

@@ -4,6 +4,7 @@ Notation: B rows, T tokens.
 """
 
 import json
+import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ class Backbone:
 
     def _loading(self, load, *args, **kwargs):
         try:
-            return load(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of its words for transformers
+                return load(*args, **kwargs)
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(

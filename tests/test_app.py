@@ -52,18 +52,18 @@ def test_mistakes_are_one_sentence(picture, given, question, sentence):
 
 
 def test_upload(tmp_path, picture):
-    assert check_upload(picture)[1:] == (UNKNOWN, "", "", "")
-    assert check_upload(None)[1:] == ("", "", "", "")
+    assert check_upload(picture)[1:] == (UNKNOWN, "")
+    assert check_upload(None)[1:] == ("", "")
     broken = tmp_path / "notes.png"
     broken.write_text("not a picture")
-    shown, truth, message, *old = check_upload(str(broken))
-    assert shown is None and message.startswith("The file cannot be read as a picture") and [truth, *old] == [""] * 3
+    shown, truth, message = check_upload(str(broken))
+    assert (shown, truth) == (None, "") and message.startswith("The file cannot be read as a picture; give")
     assert answers(Echo(), None, str(broken), "What?")[0] == message
 
 
 def test_drawn_scenes_tell_the_truth():
-    image, truth, *rest = draw(7, 2)
-    assert image.size == (336, 336) and "two objects" in truth and rest == [""] * 3
+    image, truth, problem = draw(7, 2)
+    assert image.size == (336, 336) and "two objects" in truth and problem == ""
     assert draw(7, 2)[0].tobytes() == image.tobytes()
     for seed in (-1, None, 1.5, 2**31):
         assert draw(seed, 2)[2] == f"The seed is {seed}; give a whole number from 0 to 2147483647."
@@ -147,3 +147,17 @@ def test_wrong_adapter_is_one_sentence(capsys, monkeypatch):
     monkeypatch.setattr("mmpt.backbones.load", lambda name: (_ for _ in ()).throw(InputError("No such thing.")))
     assert main(["--backbone", "nowhere"]) == 2
     assert capsys.readouterr().err == "app: No such thing.\n"
+
+
+def test_taken_port_is_one_sentence(capsys, monkeypatch):
+    import socket
+
+    from app.__main__ import main
+
+    monkeypatch.setattr("mmpt.backbones.load", lambda name: Echo())
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert main(["--adapter", "none", "--port", str(taken.getsockname()[1])]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("app: The page cannot be served on 127.0.0.1, port ") and "give another --host" in error
+    assert main(["--adapter", "none", "--port", "99999"]) == 2
+    assert "port 99999" in capsys.readouterr().err

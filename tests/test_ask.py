@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 import zlib
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmpt.ask import MAX_PIXELS, ask_file, check_question, open_picture, read_requests
+from mmpt.ask import MAX_PIXELS, ask_file, check_question, open_picture, read_requests, write_whole
 from mmpt.errors import InputError
 
 
@@ -58,17 +59,25 @@ def test_first_frame_of_an_animation(tmp_path):
 
 
 def bomb(path, side):
-    """A PNG whose header promises `side` × `side` pixels."""
-    body = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)))
+    """A PNG of a few bytes whose header promises `side` × `side` pixels."""
+
+    def chunk(body):
+        return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT" + zlib.compress(b"")) + chunk(b"IEND"))
 
 
 def test_pictures_that_cannot_be_used(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "text.png").write_text("hello")
-    whole = tmp_path / "whole.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), np.uint8)).save(whole)
-    (tmp_path / "cut.png").write_bytes(whole.read_bytes()[:1000])
+    noise = np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)
+    for kind in ("png", "jpg", "webp", "gif", "tiff", "bmp"):
+        Image.fromarray(noise).save(tmp_path / f"whole.{kind}")
+        whole = (tmp_path / f"whole.{kind}").read_bytes()
+        (tmp_path / f"cut.{kind}").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "drawing.eps").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    os.mkfifo(tmp_path / "pipe")
     bomb(tmp_path / "large.png", 8_000)
     bomb(tmp_path / "bomb.png", 60_000)
     for name, sentence in {
@@ -76,13 +85,35 @@ def test_pictures_that_cannot_be_used(tmp_path):
         "": "is a folder; give a picture",
         "empty.png": "cannot be read as a picture",
         "text.png": "cannot be read as a picture",
-        "cut.png": "cannot be read as a picture",
+        **{f"cut.{kind}": "cannot be read as a picture" for kind in ("png", "jpg", "webp", "gif", "tiff", "bmp")},
+        "drawing.eps": "cannot be read as a picture; give a whole PNG, JPEG",
+        "pipe": "is no regular file; give a picture",
+        "no\0name": "cannot be read as a picture",
         "large.png": "8000 × 8000 pixels; give one of at most 50 megapixels",
         "bomb.png": "too large|60000 × 60000 pixels",
     }.items():
-        with pytest.raises(InputError, match=sentence):
+        with pytest.raises(InputError, match=sentence) as caught:
             open_picture(tmp_path / name)
+        assert "\n" not in str(caught.value)
     assert MAX_PIXELS == 50_000_000
+
+
+def test_damaged_pictures_are_read_or_refused(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = Image.fromarray(rng.integers(0, 255, (24, 24, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for kind in ("png", "jpg", "webp", "gif", "tiff", "bmp"):
+        noise.save(tmp_path / f"whole.{kind}", **({} if kind in ("gif", "bmp") else {"exif": exif}))
+        whole = np.frombuffer((tmp_path / f"whole.{kind}").read_bytes(), np.uint8)
+        for _ in range(60):
+            damaged = whole.copy()
+            damaged[rng.integers(0, min(300, len(whole)), 4)] = rng.integers(0, 256, 4)
+            (tmp_path / "damaged").write_bytes(damaged.tobytes())
+            try:
+                assert open_picture(tmp_path / "damaged").mode == "RGB"
+            except InputError:
+                pass
 
 
 def test_questions():
@@ -111,7 +142,9 @@ def test_file_of_questions(tmp_path, red):
     "row, sentence",
     [
         ("{", "line 2 is not a JSON object"),
-        ("[1]", "line 2 has no 'id'"),
+        ("[1]", "line 2 is not a JSON object"),
+        ('"id, image, question"', "line 2 is not a JSON object"),
+        ({"id": 1, "image": None, "question": "q"}, "line 2: image is None; give a text"),
         ({"id": 1, "image": "red.png"}, "line 2 has no 'question'"),
         ({"id": 1, "image": "blue.png", "question": "q"}, "line 2: There is no file"),
         ({"id": 1, "image": "red.png", "question": ""}, "line 2: The question is empty"),
@@ -130,5 +163,19 @@ def test_files_that_cannot_be_used(tmp_path, red):
     with pytest.raises(InputError, match="has no lines"):
         read_requests(write(tmp_path / "in.jsonl", ""))
     file = write(tmp_path / "in.jsonl", {"id": 0, "image": "red.png", "question": "q"})
-    with pytest.raises(InputError, match="cannot be written .*give another --out"):
-        ask_file(Echo(), file, tmp_path / "no" / "out.jsonl")
+    for out in (tmp_path / "no" / "out.jsonl", tmp_path):
+        with pytest.raises(InputError, match="cannot be written; give a file in a folder that exists"):
+            ask_file(None, file, out)
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path / "old").write_text("old")
+
+    def write_text(path, text, encoding):
+        path.write_bytes(text[:1].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_text", write_text)
+    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+        write_whole(tmp_path / "old", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["old"] and (tmp_path / "old").read_text() == "old"

@@ -37,6 +37,10 @@ def test_help_needs_no_torch():
         (["evaluate", "--suite", "mme", "--adapter", "none"], "There is no suite 'mme'; choose one of base, tasks"),
         (["evaluate", "--suite", "base", "--limit", "0"], "--limit is 0; give a number of at least 1"),
         (["scenes", "--n", "0", "--out", "x"], "--n is 0; give a number"),
+        (["scenes", "--seed", "-1", "--out", "x"], "--seed is -1; give one from 0 to 4294967295"),
+        (["scenes", "--size", "9999", "--out", "x"], "--size is 9999; give one from 56 to 4096"),
+        (["ask", "--batch", "none.jsonl", "--out", "no/o"], "no/o cannot be written"),
+        (["evaluate", "--suite", "base", "--adapter", "none", "--json", "no/r"], "no/r cannot be written"),
         (["scenes", "--size", "10", "--out", "x"], "size is 10; a scene needs at least 56 px"),
         (["scenes", "--out", "PICTURE"], "cannot be written"),
         (["train", "--method", "m2pt", "--out", "PICTURE"], "is a file; give a folder"),
@@ -80,3 +84,20 @@ def test_interrupt_ends_with_a_sentence():
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     assert process.stderr.read() == "mmpt: Stopped.\n"
+
+
+def test_train_command_hands_its_options_over(monkeypatch, tmp_path, capsys, tiny):
+    seen = {}
+
+    def train(backbone, peft_config, config):
+        seen.update(config=config, peft=peft_config)
+        return config.out
+
+    monkeypatch.setattr("mmpt.backbones.load_tiny", lambda: tiny)
+    monkeypatch.setattr("mmpt.train.train", train)
+    options = "--steps 3 --pictures 4 --accumulate 2 --precision bf16 --gradient-checkpointing --seed 5 --resume"
+    assert main(["train", "--method", "m2pt-carry", "--out", str(tmp_path), *options.split()]) == 0
+    config = seen["config"]
+    assert (config.steps, config.pictures, config.accumulate, config.precision) == (3, 4, 2, "bf16")
+    assert config.gradient_checkpointing and config.resume and config.seed == 5 and config.out == tmp_path
+    assert seen["peft"].textual_update == "carry"

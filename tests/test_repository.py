@@ -1,4 +1,6 @@
+import json
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -15,9 +17,42 @@ def tracked():
 
 
 def test_every_make_command_of_the_readme_exists():
-    named = set(re.findall(r"(?:^ +|`)make ([a-z]+)\b", (ROOT / "README.md").read_text(), re.M))
+    readme = (ROOT / "README.md").read_text()
+    named = set(re.findall(r"`make ([a-z]+)`|^ {4}make ([a-z]+)", readme, re.M))
+    named = {inline or block for inline, block in named}
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert {"app", "demo", "test", "lab"} <= targets and named and named <= targets
+    assert {"app", "demo", "test", "lab"} <= named <= targets
+
+
+def test_every_command_of_the_readme_is_understood():
+    from mmpt.__main__ import parser
+
+    commands = re.findall(r"python -m mmpt (.*)", (ROOT / "README.md").read_text())
+    assert len(commands) >= 5
+    for command in commands:
+        words = re.sub(r"[\[\]]", "", command).split("#")[0]  # options in brackets are given, of choices the first
+        parser().parse_args([word.split("|")[0] for word in shlex.split(words)])
+
+
+def test_numbers_of_the_readme():
+    from mmpt.scenes import NAMES
+    from mmpt.tasks import TASKS
+
+    readme = (ROOT / "README.md").read_text()
+    assert f"{len(NAMES)} OpenMoji classes" in readme and f"{len(TASKS)} instruction tasks" in readme
+
+
+def test_notebooks_are_kept_without_outputs():
+    for path in tracked():
+        if path.suffix == ".ipynb":
+            cells = json.loads(path.read_text())["cells"]
+            assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells), path.name
+
+
+def test_no_file_names_a_folder_of_one_machine():
+    for path in tracked():
+        if path.suffix not in (".png", ".safetensors") and path != Path(__file__):
+            assert not re.search(r"(?<![\w.])/(root|home/\w+|work|Users/\w+|tmp/\w+)/", path.read_text()), path
 
 
 def test_files_that_the_readme_links_exist():
