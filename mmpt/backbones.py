@@ -74,7 +74,7 @@ class Backbone:
         except (RuntimeError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(
-                f"The adapter in {kwargs.get('folder', args[-1])} does not fit the backbone {self.name}: {reason} "
+                f"The adapter in {args[-1]} does not fit the backbone {self.name}: {reason} "
                 "Load it on the backbone that it was tuned on."
             ) from error
 
@@ -126,12 +126,10 @@ class Backbone:
         labels = torch.full_like(batch["input_ids"], -100)
         tokenizer = self.processor.tokenizer
         for row, turns in enumerate(conversations):
-            end = 0
-            tokens = batch["input_ids"][row].tolist()
+            n_image = batch["input_ids"][row].tolist().count(self.processor.image_token_id)
             for i, (question, answer) in enumerate(turns):
                 prefix = self._chat([*turns[:i], (question, None)], True)
                 prefix = prefix.replace(self.processor.image_token, "", 1)
-                n_image = tokens.count(self.processor.image_token_id)
                 start = n_image + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
                 end = start + len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
                 labels[row, start:end] = batch["input_ids"][row, start:end]

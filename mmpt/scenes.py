@@ -7,7 +7,6 @@ sign. The same seed gives the same bytes. Pictures are OpenMoji 17 glyphs (CC BY
 import importlib.util
 import json
 import random
-import unicodedata
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -218,11 +217,6 @@ def write_scenes(folder: str | Path, n: int, seed: int = 0, size: int = 112) -> 
     path = folder / "scenes.jsonl"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
-
-
-def unicode_name(name: str) -> str:
-    """The Unicode name of a class's emoji: `unicode_name("dog")` → "DOG FACE"."""
-    return unicodedata.name(GLYPHS[name])
 
 
 _TURNS = (0, 0, 0, -12, -6, 6, 12)  # degrees
