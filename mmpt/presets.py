@@ -3,7 +3,7 @@
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
 
-# Prompts start as these words: from random vectors a small LLM takes several times as long (see mmpt/m2pt/README.md).
+# Prompts start as these words: a random start puts the small LLM far behind (mmpt/m2pt/README.md).
 FIRST = "<|im_start|>system\nAnswer the question about the picture in a few words.<|im_end|>\n"
 BEFORE_INSTRUCTION = "Answer this question about the picture in a few words: "
 

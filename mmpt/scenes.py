@@ -223,7 +223,7 @@ _TURNS = (0, 0, 0, -12, -6, 6, 12)  # degrees
 
 
 def _arrange(sizes, side, rng):
-    """Top-left corners for boxes of `sizes` that do not overlap, or None when 200 tries did not place them all."""
+    """Top-left corners for boxes of `sizes` that do not overlap, or None when 40 tries did not place one."""
     gap, corners = max(1, side // 56), []
     order = sorted(range(len(sizes)), key=lambda i: -sizes[i][0] * sizes[i][1])
     placed = {}

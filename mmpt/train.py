@@ -273,8 +273,8 @@ def _sizes(tuned):
     """Root mean square of a typical vector of each layer's prompts (P, D), by name.
 
     A normalisation reads the prompts of a layer, so only their change relative to their size matters to it, while
-    AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states learn 200
-    times slower in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero take the
+    AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states move 200
+    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero take the
     smallest size there is.
     """
     sizes = {

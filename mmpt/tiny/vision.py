@@ -114,7 +114,7 @@ class DenseHeads(nn.Module):
             if name == "identity":
                 weight[-1] = 0.1  # two thirds of the patches show background only
             loss = loss + self.weight(name) * F.cross_entropy(
-                scores.flatten(0, 1), target.flatten(), weight, ignore_index=IGNORE, label_smoothing=0.0
+                scores.flatten(0, 1), target.flatten(), weight, ignore_index=IGNORE
             )
             shown = (target != IGNORE) & (target != len(LABELS))
             accuracy[name] = (scores.argmax(-1) == target)[shown].float().mean().item()
