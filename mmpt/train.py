@@ -274,8 +274,8 @@ def _sizes(tuned):
 
     A normalisation reads the prompts of a layer, so only their change relative to their size matters to it, while
     AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states move 200
-    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero take the
-    smallest size there is.
+    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that
+    start at zero take the smallest size there is.
     """
     sizes = {
         name: prompts.detach().square().mean(-1).sqrt().median().item()
