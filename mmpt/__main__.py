@@ -1,4 +1,4 @@
-"""The command line: `python -m mmpt ask | train | evaluate | scenes`."""
+"""The command line: `python -m mmpt ask | train | evaluate | score | scenes`."""
 
 import argparse
 import dataclasses
@@ -12,7 +12,8 @@ METHODS = ("m2pt", "m2pt-carry")
 
 
 def ask(args):
-    from mmpt.ask import ask_file, check_question, check_writable, open_picture, read_requests
+    from mmpt.ask import ask_file, check_question, open_picture, read_requests
+    from mmpt.files import check_writable
 
     if bool(args.batch) == bool(args.image):
         raise InputError("Give a picture and a question, or --batch FILE.jsonl with --out FILE.jsonl.")
@@ -46,12 +47,24 @@ def train(args):
 
 
 def evaluate(args):
-    from mmpt.ask import check_writable, write_whole
     from mmpt.evaluate import evaluate, render
+    from mmpt.files import check_writable, write_whole
 
     if args.json:
         check_writable(args.json)
     result = evaluate(_load(args), args.suite, limit=args.limit) | {"adapter": args.adapter}
+    print(render(result))
+    if args.json:
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
+
+
+def score(args):
+    from mmpt.files import check_writable, write_whole
+    from mmpt.scoring import read_answered, render, score
+
+    if args.json:
+        check_writable(args.json)
+    result = {"metric": args.metric} | score(args.metric, read_answered(args.metric, args.file), args.parser)
     print(render(result))
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
@@ -89,7 +102,7 @@ def parser():
     def command(run, help, *, adapter=None):
         sub = commands.add_parser(run.__name__, help=help, description=help)
         sub.set_defaults(run=run)
-        if run is not scenes:
+        if run not in (scenes, score):
             sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
         if adapter:
             sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
@@ -119,6 +132,12 @@ def parser():
     sub = command(evaluate, "Measure on fresh scenes.", adapter="none")
     sub.add_argument("--suite", required=True, help="base (descriptions) or tasks (the tuning tasks)")
     sub.add_argument("--limit", type=int, help="scenes (base) or questions a task (tasks)")
+    sub.add_argument("--json", metavar="FILE")
+
+    sub = command(score, "Score a file of predictions as a benchmark's own tool does.")
+    sub.add_argument("file", help="mme: subtask.txt, tab-separated; others: JSONL with id, prediction, answer(s)")
+    sub.add_argument("--metric", required=True, choices=("mme", "pope", "vqa", "gqa", "vsr", "snli_ve"))
+    sub.add_argument("--parser", choices=("strict", "official"), default="strict", help="how answers are read")
     sub.add_argument("--json", metavar="FILE")
 
     sub = command(scenes, "Draw scenes with their exact truth.")

@@ -1,7 +1,6 @@
 """Asking: one question on one picture, or many from a JSONL file; and what a person's picture and question must be."""
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mmpt.errors import InputError
+from mmpt.files import check_writable, read_jsonl, write_whole
 
 MAX_PIXELS = 50_000_000  # refused before anything is decoded
 MAX_BYTES = 64 << 20
@@ -83,37 +83,18 @@ def read_requests(file: str | Path) -> list[dict]:
     Raises:
         InputError: the file, a line or a field is missing or wrong; names the line.
     """
-    file = Path(file)
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{file} cannot be read; give a JSONL file with id, image and question a line.") from None
     requests = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        try:
-            request = json.loads(line)
-        except json.JSONDecodeError:
-            request = None
-        if not isinstance(request, dict):
-            raise InputError(f"{where} is not a JSON object; write one with id, image and question a line.")
-        missing = [name for name in ("id", "image", "question") if name not in request]
-        if missing:
-            raise InputError(f"{where} has no {missing[0]!r}; write id, image and question on every line.")
+    for where, row in read_jsonl(file, ("id", "image", "question")):
         try:
             for name in ("image", "question"):
-                if not isinstance(request[name], str):
-                    raise InputError(f"{name} is {request[name]!r}; give a text.")
-            question = check_question(request["question"])
-            image = file.parent / request["image"]
+                if not isinstance(row[name], str):
+                    raise InputError(f"{name} is {row[name]!r}; give a text.")
+            question = check_question(row["question"])
+            image = Path(file).parent / row["image"]
             open_picture(image)
         except InputError as error:
             raise InputError(f"{where}: {error}") from error
-        requests.append({"id": request["id"], "image": image, "question": question})
-    if not requests:
-        raise InputError(f"{file} has no lines; write id, image and question on every line.")
+        requests.append({"id": row["id"], "image": image, "question": question})
     return requests
 
 
@@ -135,26 +116,3 @@ def ask_file(backbone, file: str | Path, out: str | Path, batch: int = 16) -> in
     lines = [json.dumps({"id": row["id"], "answer": answer}) + "\n" for row, answer in zip(requests, answers)]
     write_whole(out, "".join(lines))
     return len(answers)
-
-
-def check_writable(file: str | Path) -> None:
-    """InputError if `file` is a folder or its folder cannot be written to: told before the work rather than after."""
-    file = Path(file)
-    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
-        raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
-
-
-def write_whole(file: str | Path, text: str) -> None:
-    """Write a text file so that it appears whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
-    file = Path(file)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(file)
-    except OSError as error:
-        scratch.unlink(missing_ok=True)
-        raise InputError(f"{file} cannot be written ({error.strerror}); give another file.") from error

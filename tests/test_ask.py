@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmpt.ask import MAX_PIXELS, ask_file, check_question, open_picture, read_requests, write_whole
+from mmpt.ask import MAX_PIXELS, ask_file, check_question, open_picture, read_requests
 from mmpt.errors import InputError
+from mmpt.files import write_whole
 
 
 class Echo:

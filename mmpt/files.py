@@ -1,0 +1,65 @@
+"""Files that people hand in and files that are written for them: told apart early, written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+
+from mmpt.errors import InputError
+
+
+def read_jsonl(file: str | Path, fields: tuple[str, ...]) -> list[tuple[str, dict]]:
+    """The lines of a JSONL file, each with where it stands ("answers.jsonl, line 3"), empty ones left out.
+
+    Raises:
+        InputError: the file cannot be read or is empty, a line is no JSON object or lacks one of `fields`.
+    """
+    file, wanted = Path(file), f"{', '.join(fields[:-1])} and {fields[-1]}"
+    rows = []
+    for number, line in enumerate(read_text(file, f"a JSONL file with {wanted} a line").splitlines(), 1):
+        if not line.strip():
+            continue
+        where = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            row = None
+        if not isinstance(row, dict):
+            raise InputError(f"{where} is not a JSON object; write one with {wanted} a line.")
+        missing = [name for name in fields if name not in row]
+        if missing:
+            raise InputError(f"{where} has no {missing[0]!r}; write {wanted} on every line.")
+        rows.append((where, row))
+    if not rows:
+        raise InputError(f"{file} has no lines; write {wanted} on every line.")
+    return rows
+
+
+def read_text(file: Path, wanted: str) -> str:
+    """A UTF-8 file's text; InputError, naming what is `wanted`, where there is none."""
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        raise InputError(f"{file} cannot be read; give {wanted}.") from None
+
+
+def check_writable(file: str | Path) -> None:
+    """InputError if `file` is a folder or its folder cannot be written to: told before the work rather than after."""
+    file = Path(file)
+    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+        raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
+
+
+def write_whole(file: str | Path, text: str) -> None:
+    """Write a text file so that it appears whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    file = Path(file)
+    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        scratch.replace(file)
+    except OSError as error:
+        scratch.unlink(missing_ok=True)
+        raise InputError(f"{file} cannot be written ({error.strerror}); give another file.") from error

@@ -1,0 +1,182 @@
+"""Golden cases worked out by hand from the rules of each benchmark."""
+
+import json
+
+import pytest
+
+from mmpt.__main__ import main
+from mmpt.errors import InputError
+from mmpt.scoring import Answered, bootstrap, mme_official, one_of, pope_official, read_answered, score
+from mmpt.vqa import normalise, soft_accuracy
+
+
+@pytest.mark.parametrize(
+    "text, strict, mme, pope",
+    [
+        ("Yes", "yes", "yes", "yes"),
+        ("no.", "no", "no", "no"),
+        ("No, there is not.", "no", "no", "no"),
+        ("I know it", None, None, "yes"),
+        ("none", None, "no", "yes"),
+        ("know", None, "no", "yes"),
+        ("Yes and no", None, "yes", "no"),
+        ("It is not. Yes.", "yes", None, "no"),
+        ("", None, None, "yes"),
+        ("eyes", None, "yes", "yes"),
+        (" yes", "yes", "yes", "yes"),
+    ],
+)
+def test_what_yes_and_no_are_to_each_parser(text, strict, mme, pope):
+    assert (one_of("yes", "no")(text), mme_official(text), pope_official(text)) == (strict, mme, pope)
+
+
+def paired(subtask, *pictures):
+    return [
+        Answered(f"{subtask}{i}{j}", said, (true,), subtask, f"{i}.png")
+        for i, picture in enumerate(pictures)
+        for j, (true, said) in enumerate(picture)
+    ]
+
+
+def test_mme():
+    pictures = [("Yes", "yes"), ("No", "no")], [("Yes", "Yes."), ("No", "Yes")], [("Yes", "none"), ("No", "none")]
+    rows = paired("existence", *pictures) + paired("numerical_calculation", [("Yes", "Yes"), ("No", "No")])
+    strict, official = score("mme", rows)["figures"], score("mme", rows, "official")["figures"]
+    assert strict["existence acc"] == pytest.approx(50)
+    assert strict["existence acc+"] == pytest.approx(100 / 3)
+    assert strict["perception"] == strict["existence"] == pytest.approx(50 + 100 / 3)
+    assert strict["cognition"] == 200
+    assert official["existence acc"] == pytest.approx(200 / 3)  # "none" is a no there
+    assert score("mme", rows)["unparsed"] == 25
+    assert score("mme", rows)["chance"]["existence"] == 50
+
+
+def test_pope():
+    said = {"random": "yyyn nnny", "adversarial": "yyyy yyyy"}
+    rows = [
+        Answered(f"{split}{i}", {"y": "yes", "n": "no"}[letter], ("yes" if i < 4 else "no",), split)
+        for split, letters in said.items()
+        for i, letter in enumerate(letters.replace(" ", ""))
+    ]
+    figures = score("pope", rows)["figures"]
+    assert figures["random accuracy"] == figures["random precision"] == figures["random recall"] == 75
+    assert figures["random F1"] == 75 and figures["random yes"] == 50
+    assert figures["adversarial precision"] == 50 and figures["adversarial recall"] == 100
+    assert figures["adversarial F1"] == pytest.approx(200 / 3) and figures["adversarial yes"] == 100
+    assert figures["mean F1"] == pytest.approx((75 + 200 / 3) / 2)
+    assert score("pope", rows)["chance"]["mean F1"] == pytest.approx(200 / 3)
+
+
+@pytest.mark.parametrize("matches, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
+def test_vqa_leaves_one_person_out(matches, expected):
+    assert soft_accuracy("Red.", ("red",) * matches + ("blue",) * (10 - matches)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("The Two  dogs", "2 dogs"),
+        ("none", "0"),
+        ("x-y", "x y"),
+        ("- x-y", "xy"),  # one mark next to a space deletes all of its kind
+        ("1,000", "1000"),
+        ("3.5 m.", "3.5 m"),
+        ("it's 5:30\n", "it's 5:30"),
+        ("wont", "won't"),
+        ("couldntve", "couldntve"),
+        ("couldnt've", "couldn't've"),
+        ("yes/no", "yes no"),
+        ("an apple, a pear", "apple pear"),
+    ],
+)
+def test_vqa_normalises(text, expected):
+    assert normalise(text) == expected
+
+
+def test_gqa_vsr_and_snli_ve():
+    gqa = [Answered("1", " Dog. ", ("dog",)), Answered("2", "dogs", ("dog",)), Answered("3", "", ("cat",))]
+    assert score("gqa", gqa)["figures"]["accuracy"] == pytest.approx(100 / 3)
+    assert score("gqa", gqa)["unparsed"] == pytest.approx(100 / 3)
+    assert score("gqa", gqa)["chance"]["accuracy"] == pytest.approx(200 / 3)
+    vsr = [Answered("1", "True", ("True",)), Answered("2", "untrue", ("False",)), Answered("3", "true", ("False",))]
+    assert score("vsr", vsr)["figures"]["accuracy"] == pytest.approx(100 / 3)
+    said = ("entailment", "It is a contradiction.", "neutral or entailment")
+    snli = [Answered(str(i), text, (("entailment", "contradiction", "neutral")[i],)) for i, text in enumerate(said)]
+    assert score("snli_ve", snli)["figures"]["accuracy"] == pytest.approx(200 / 3)
+    assert score("snli_ve", snli)["unparsed"] == pytest.approx(100 / 3)
+
+
+def test_intervals_hold_the_binomial_ones():
+    rows = [Answered(str(i), "True" if i < 80 else "False", ("true",)) for i in range(100)]
+    low, high = score("vsr", rows)["interval"]["accuracy"]
+    assert low == pytest.approx(80 - 1.96 * 4, abs=2) and high == pytest.approx(80 + 1.96 * 4, abs=2)
+
+
+def test_pictures_of_mme_stay_together_in_the_bootstrap():
+    seen = []
+
+    def figures(rows):
+        pictures = {}
+        for row, _ in rows:
+            pictures.setdefault(row.picture, []).append(row.id)
+        seen.extend(pictures.values())
+        return {"n": len(rows)}
+
+    rows = paired("count", *[[("Yes", "Yes"), ("No", "No")]] * 5)
+    assert bootstrap(figures, [(row, "yes") for row in rows], 20, 0) == {"n": [10, 10]}
+    assert all(len(ids) == 2 and ids[0][:-1] == ids[1][:-1] for ids in seen)
+
+
+MME = "a.png\tIs it? Please answer yes or no.\tYes\t{}\na.png\tIs it not?\tNo\tno\n"
+
+
+def test_files(tmp_path, capsys):
+    (tmp_path / "existence.txt").write_text(MME.format("none"))
+    (tmp_path / "count.txt").write_text(MME.format("Yes"))
+    assert main(["score", "--metric", "mme", str(tmp_path / "existence.txt"), "--parser", "official"]) == 0
+    assert "existence acc " in capsys.readouterr().out
+    assert score("mme", read_answered("mme", tmp_path))["figures"]["perception"] == 200 + 50
+    lines = [{"id": 1, "prediction": "Yes", "answer": "yes", "category": "random"},
+             {"id": 2, "prediction": "No", "answer": "yes", "split": "popular"}]  # fmt: skip
+    (tmp_path / "pope.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert main(["score", "--metric", "pope", str(tmp_path / "pope.jsonl"), "--json", str(tmp_path / "out.json")]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["figures"]["mean F1"] == 50
+
+
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        ([], "There is nothing to score"),
+        (paired("existence", [("Yes", "yes")]), "has 1 question"),
+        (paired("dancing", [("Yes", "yes"), ("No", "no")]), "belongs to 'dancing'"),
+        (paired("count", [("Yes", "yes"), ("Perhaps", "no")]), "is 'perhaps'; it is one of yes, no"),
+        (paired("count", [("Yes", "yes"), ("No", "no")]) * 2, "comes twice"),
+    ],
+)
+def test_what_cannot_be_scored(rows, message):
+    with pytest.raises(InputError, match=message):
+        score("mme", rows)
+
+
+@pytest.mark.parametrize(
+    "metric, name, text, message",
+    [
+        ("mme", "count.txt", "a.png\tIs it?\tYes\n", "line 1 has 3 parts"),
+        ("mme", "none.txt", None, "cannot be read"),
+        ("vqa", "x.jsonl", '{"id": 1, "prediction": "x"}', "answer one or answers a list"),
+        ("vqa", "x.jsonl", '{"id": 1, "prediction": 3, "answer": "x"}', "prediction is a text"),
+        ("vqa", "x.jsonl", '{"id": 1}', "has no 'prediction'"),
+    ],
+)
+def test_files_that_cannot_be_read(tmp_path, metric, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_answered(metric, tmp_path / name)
+
+
+def test_parsers_that_do_not_exist():
+    with pytest.raises(InputError, match="There is no 'official' parser for this metric; choose one of strict"):
+        score("vsr", [Answered("1", "True", ("true",))], "official")
+    with pytest.raises(InputError, match="There is no metric 'bleu'"):
+        score("bleu", [])
