@@ -150,26 +150,28 @@ def article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
-def make_scene(seed: int, size: int = 112, *, n_objects: int | None = None, text: bool = True) -> Scene:
+def make_scene(seed: int, size: int = 112, *, n_objects: int | None = None, text: float = 0.2) -> Scene:
     """Draw the scene of `seed`: a `size` × `size` picture with `n_objects` (1 to 5, by default drawn) objects.
 
     Args:
         seed: any integer; the same seed and settings give the same bytes.
         size: side of the picture in pixels, at least 56.
         n_objects: fixes the number of objects.
-        text: whether a digit or a sign may appear (a fifth of the scenes each).
+        text: share of the scenes that show a digit, and likewise a sign, from 0 to 1.
 
     Raises:
-        ValueError: `size` below 56 or `n_objects` outside 1 to 5.
+        ValueError: `size` below 56, `n_objects` outside 1 to 5, or `text` outside 0 to 1.
     """
     if size < 56:
         raise ValueError(f"size is {size}; a scene needs at least 56 px. Draw at 112 and resize the picture.")
     if n_objects is not None and not 1 <= n_objects <= 5:
         raise ValueError(f"n_objects is {n_objects}; a scene holds 1 to 5 objects.")
+    if not 0 <= text <= 1:
+        raise ValueError(f"text is {text}; give the share of scenes with a digit and with a sign, from 0 to 1.")
     rng = random.Random(seed)
     count = n_objects or rng.choice((1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 5))
-    with_digit = text and rng.random() < 0.2
-    with_word = text and rng.random() < 0.2
+    with_digit = rng.random() < text
+    with_word = rng.random() < text
     background = rng.choice(tuple(BACKGROUNDS))
     names = [rng.choice(NAMES)]
     while len(names) < count:

@@ -114,7 +114,7 @@ def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> P
     model = backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
     tuned = _prepare(model, backbone.name, config)
     loss_of = accelerator.prepare(AnswerLoss(model))
-    optimizer = _optimizer(tuned, config)
+    optimizer = _optimizer(model, tuned, config)
     losses, questions, seconds = _restore(saved, tuned, optimizer)
     started = time.monotonic() - seconds
     try:
@@ -258,10 +258,10 @@ def _prepare(model, name, config):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def _optimizer(tuned, config):
+def _optimizer(model, tuned, config):
     peaks = {name: config.projector_lr if "projector" in name else config.lr for name in tuned}
     if config.relative_lr:
-        peaks |= {name: config.relative_lr * size for name, size in _sizes(tuned).items()}
+        peaks |= {name: config.relative_lr * size for name, size in _sizes(model, tuned).items()}
     groups = [
         {"params": [tuned[name] for name in peaks if peaks[name] == peak], "peak": peak, "lr": peak}
         for peak in dict.fromkeys(peaks.values())
@@ -269,21 +269,27 @@ def _optimizer(tuned, config):
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
-def _sizes(tuned):
+def _sizes(model, tuned):
     """Root mean square of a typical vector of each layer's prompts (P, D), by name.
 
     A normalisation reads the prompts of a layer, so only their change relative to their size matters to it, while
     AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states move 200
-    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that
-    start at zero take the smallest size there is.
+    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero
+    are added to what a slot carries; theirs is the size of what the layer before adds to its input.
     """
-    sizes = {
-        name: prompts.detach().square().mean(-1).sqrt().median().item()
-        for name, prompts in tuned.items()
-        if "prompts" in name
-    }
-    smallest = min((size for size in sizes.values() if size > 0), default=1.0)
-    return {name: size or smallest for name, size in sizes.items()}
+    prompts = {name: p.detach() for name, p in tuned.items() if "prompts" in name}
+    sizes = {name: _typical_size(p) for name, p in prompts.items()}
+    zero = [name for name in sizes if sizes[name] == 0]
+    if zero:
+        inputs = model.base_model.layer.backbone.layer_inputs(model.active_peft_config.init_token_ids)
+        for name in zero:
+            layer = int(name.rpartition(".")[2])
+            sizes[name] = _typical_size(inputs[layer] - inputs[layer - 1])
+    return sizes
+
+
+def _typical_size(vectors):
+    return vectors.square().mean(-1).sqrt().median().item()
 
 
 def _describe(backbone, peft_config, config):

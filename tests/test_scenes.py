@@ -169,7 +169,8 @@ def test_colours_are_what_most_pixels_show(colour):
 
 def test_settings_are_obeyed():
     assert all(len(make_scene(seed, n_objects=n).objects) == n for n in range(1, 6) for seed in range(5))
-    assert not any(make_scene(seed, text=False).digit or make_scene(seed, text=False).word for seed in range(30))
+    assert all(make_scene(seed, text=1).digit and make_scene(seed, text=1).word for seed in range(30))
+    assert not any(make_scene(seed, text=0).digit or make_scene(seed, text=0).word for seed in range(30))
 
 
 @pytest.mark.parametrize(
@@ -178,6 +179,7 @@ def test_settings_are_obeyed():
         ({"size": 55}, "size is 55; a scene needs at least 56 px"),
         ({"n_objects": 0}, "n_objects is 0; a scene holds 1 to 5"),
         ({"n_objects": 6}, "n_objects is 6"),
+        ({"text": 1.5}, "text is 1.5; give the share"),
     ],
 )
 def test_impossible_settings_are_refused(settings, message):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,13 +225,16 @@ def test_relative_rates_follow_the_size_of_the_prompts():
     tuned = {
         "textual_prompts.0": torch.tensor([[0.1, -0.1], [0.1, 0.1], [30.0, 30.0]]),  # the last: an attention sink
         "textual_prompts.1": torch.full((3, 2), 5.0),
-        "textual_prompts.2": torch.zeros(3, 2),
+        "textual_prompts.2": torch.zeros(3, 2),  # added to what the slots carry
         "projector.weight": torch.ones(2, 2),
     }
     tuned = {name: torch.nn.Parameter(value) for name, value in tuned.items()}
-    optimizer = _optimizer(tuned, TrainConfig("x", relative_lr=0.02, projector_lr=0.3))
+    model = SimpleNamespace(active_peft_config=SimpleNamespace(init_token_ids=[5, 6, 7]), base_model=SimpleNamespace())
+    inputs = [torch.zeros(3, 2), torch.full((3, 2), 4.0), torch.full((3, 2), 1.0)]
+    model.base_model.layer = SimpleNamespace(backbone=SimpleNamespace(layer_inputs=lambda ids: inputs[: len(ids)]))
+    optimizer = _optimizer(model, tuned, TrainConfig("x", relative_lr=0.02, projector_lr=0.3))
     rates = {id(p): group["peak"] for group in optimizer.param_groups for p in group["params"]}
-    assert [rates[id(p)] for p in tuned.values()] == pytest.approx([0.002, 0.1, 0.002, 0.3])
+    assert [rates[id(p)] for p in tuned.values()] == pytest.approx([0.002, 0.1, 0.06, 0.3])
 
 
 def test_accumulation_does_not_change_the_result(tmp_path):

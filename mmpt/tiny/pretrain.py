@@ -1,7 +1,8 @@
 """Train the vision tower and the projector of the embedded model from nothing: `python -m mmpt.tiny.pretrain`.
 
-Three stages, each resumable: `vision` (dense objective), `projector` (the picture in the LLM's own words, LLM
-not run), `align` (stage 1: descriptions through the frozen LLM). Data follow from the seed and the step alone.
+Four stages, each resumable: `vision` (dense objective), `code` (how a picture is best written for the frozen LLM, from
+the ground truth), `projector` (tower and projector learn to write it, LLM not run), `align` (stage 1: descriptions
+through the frozen LLM). Data follow from the seed and the step alone.
 """
 
 import argparse
@@ -20,29 +21,29 @@ from tqdm import tqdm
 from transformers import AutoTokenizer, CLIPVisionModel
 
 from mmpt.backbones import ASSETS, load_tiny
-from mmpt.scenes import BACKGROUNDS, SEEDS, make_scene
+from mmpt.scenes import SEEDS, make_scene
+from mmpt.tiny.codes import GROUND, WRITABLE, PictureCode
 from mmpt.tiny.describe import QUESTIONS, describe
 from mmpt.tiny.language import language_model_folder
 from mmpt.tiny.optim import Muon
 from mmpt.tiny.vision import (
     LABELS,
-    WRITABLE,
     DenseHeads,
     patch_targets,
     pixel_values,
     vision_config,
-    written_words,
 )
 
 
 class SceneBatches(IterableDataset):
     """Batches of (scenes, pixels), made of seeds that follow from the step, so a run can start at any step.
 
-    Sixteen batches at a time are sorted by the number of things, so that descriptions in a batch are of like length,
-    and then taken in random order.
+    Digits and signs appear more often than in scenes elsewhere: they are the hardest to read. Sixteen batches at a
+    time are sorted by the number of things, so that descriptions in a batch are of like length, and then taken in
+    random order.
     """
 
-    together = 16
+    together, text = 16, 0.4
 
     def __init__(self, first, last, batch, seed):
         self.first, self.last, self.batch, self.seed = first, last, batch, seed
@@ -51,7 +52,9 @@ class SceneBatches(IterableDataset):
         for chunk in range(self.first // self.together, math.ceil(self.last / self.together)):
             size = self.together * self.batch
             start = SEEDS["base"] + self.seed + chunk * size
-            scenes = sorted((make_scene(s) for s in range(start, start + size)), key=lambda s: len(s.things))
+            scenes = sorted(
+                (make_scene(s, text=self.text) for s in range(start, start + size)), key=lambda s: len(s.things)
+            )
             order = list(range(self.together))
             random.Random(chunk).shuffle(order)
             for i, part in enumerate(order):
@@ -99,7 +102,7 @@ def fit(stage, module, optimizers, loss_of, *, steps, batch, seed, out, save_eve
 
 
 def vision(out, *, steps, batch, seed, lr=1.5e-3):
-    """Stage 1 of 3: the tower learns what stands on every patch."""
+    """Stage 1 of 4: the tower learns what stands on every patch."""
     torch.manual_seed(seed)
     tower = CLIPVisionModel(vision_config())
     module = torch.nn.ModuleDict({"tower": tower, "heads": DenseHeads(tower.config.hidden_size)})
@@ -115,25 +118,65 @@ def vision(out, *, steps, batch, seed, lr=1.5e-3):
     fit("vision", module, optimizers, loss_of, steps=steps, batch=batch, seed=seed, out=out)
 
 
-def projector(out, *, steps, batch, seed, lr=2e-3, tower_lr=4e-4):
-    """Stage 2 of 3: tower and projector learn to write the picture in the LLM's own word embeddings.
+def code(out, *, steps, batch, seed, lr=3e-3):
+    """Stage 2 of 4: what a picture's content should look like to the frozen LLM, learned from descriptions.
 
-    Cross-entropy over cosines between each patch's projection and the embeddings of all words that can be written
-    (temperature 1/20), and a pull towards the embeddings' mean norm. The LLM itself is not run.
+    No tower yet: the ground truth is written by `PictureCode`, which alone learns. A fifth of the descriptions
+    suffices that tower and projector would need to find such vectors through the LLM themselves.
     """
     torch.manual_seed(seed)
+    backbone = load_tiny(vision_weights(out / "vision.pt"))
+    model = backbone.model.requires_grad_(False)
+    table = model.get_input_embeddings()
+    picture = PictureCode(word_embeddings(table.weight))
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [p for n, p in picture.named_parameters() if n != "turn"]},
+            {"params": [picture.turn], "lr": lr / 6},
+        ],
+        lr=lr,
+        betas=(0.9, 0.98),
+        weight_decay=0.0,
+    )
+
+    def loss_of(data):
+        inputs = description_inputs(backbone, data[0])
+        words, added = picture(data[0])
+        shown = (inputs["input_ids"] == model.config.image_token_id)[..., None]
+        embeddings = table(inputs["input_ids"]).masked_scatter(shown, picture.words()[words] + added)
+        hidden = model.model.language_model(
+            inputs_embeds=embeddings, attention_mask=inputs["attention_mask"], use_cache=False
+        ).last_hidden_state
+        return answer_loss(model, hidden, inputs["labels"]), {}
+
+    fit("code", picture, [optimizer], loss_of, steps=steps, batch=batch, seed=seed + (1 << 29), out=out, save_every=25)
+
+
+def projector(out, *, steps, batch, seed, lr=2e-3, tower_lr=1e-3):
+    """Stage 3 of 4: tower and projector learn to write what `code` learned; the LLM is not run.
+
+    Which word stands on a patch: cross-entropy over squared distances to all words' vectors, in units of the words'
+    mean distance from each other; to which the squared distance itself is added. The dense objective goes on.
+    """
+    torch.manual_seed(seed)
+    saved = torch.load(out / "vision.pt", weights_only=True)["module"]
     model = load_tiny(vision_weights(out / "vision.pt")).model.requires_grad_(False)
     tower, mlp = model.model.vision_tower, model.model.multi_modal_projector
-    for linear in (mlp.linear_1, mlp.linear_2):
-        torch.nn.init.xavier_uniform_(linear.weight)
+    heads = DenseHeads(tower.config.hidden_size)
+    heads.load_state_dict({k.removeprefix("heads."): v for k, v in saved.items() if k.startswith("heads.")})
+    for linear, gain in ((mlp.linear_1, 1.0), (mlp.linear_2, 0.1)):
+        torch.nn.init.xavier_uniform_(linear.weight, gain)
         torch.nn.init.zeros_(linear.bias)
-    module = torch.nn.ModuleDict({"tower": tower, "projector": mlp}).requires_grad_(True)
+    picture = PictureCode(torch.zeros(len(WRITABLE), model.config.text_config.hidden_size))
+    picture.load_state_dict(torch.load(out / "code.pt", weights_only=True)["module"])
+    picture.requires_grad_(False)
+    vectors = picture.words()
+    unit = torch.pdist(vectors).square().mean()
+    module = torch.nn.ModuleDict({"tower": tower, "projector": mlp, "heads": heads}).requires_grad_(True)
     tower.post_layernorm.requires_grad_(False)  # the LLM reads the last layer before it
-    words = word_embeddings(model.get_input_embeddings().weight)
-    norm = words.norm(dim=-1).mean()
     matrices = [p for n, p in tower.named_parameters() if p.ndim == 2 and ".layers." in n]
     chosen = {id(p) for p in matrices}
-    others = [p for p in tower.parameters() if id(p) not in chosen and p.requires_grad]
+    others = [p for p in [*tower.parameters(), *heads.parameters()] if id(p) not in chosen and p.requires_grad]
     optimizers = [
         Muon(matrices, lr=tower_lr, weight_decay=0.0),
         torch.optim.AdamW(
@@ -143,17 +186,20 @@ def projector(out, *, steps, batch, seed, lr=2e-3, tower_lr=4e-4):
 
     def loss_of(data):
         scenes, pixels = data
-        target = torch.cat([written_words(s) for s in scenes])
-        projected = mlp(patches_of(tower, pixels)).flatten(0, 1)
-        cosine = functional.normalize(projected, dim=-1) @ functional.normalize(words, dim=-1).T
-        entropy = functional.cross_entropy(20 * cosine, target, reduction="none")
-        is_ground = target >= len(WRITABLE) - len(BACKGROUNDS)
+        patches = patches_of(tower, pixels)
+        dense, _ = heads(patches, default_collate([patch_targets(s) for s in scenes]))
+        target, added = picture(scenes)
+        target, written = target.flatten(), (mlp(patches) - added).flatten(0, 1)
+        distance = torch.cdist(written, vectors).square() / unit
+        entropy = functional.cross_entropy(-20 * distance, target, reduction="none")
+        missed = (written - vectors[target]).square().sum(-1) / unit
+        is_ground, is_name = target >= GROUND, target < len(LABELS)
         weight = torch.where(is_ground, 0.3, 1.0)
-        loss = (weight * entropy).sum() / weight.sum() + (projected.norm(dim=-1) / norm - 1).square().mean()
-        right = cosine.argmax(-1) == target
-        is_name = target < len(LABELS)
-        figures = {"names": right[is_name], "rest": right[~is_name & ~is_ground], "ground": right[is_ground]}
-        return loss, {name: marks.float().mean().item() for name, marks in figures.items()}
+        loss = (weight * (entropy + 5 * missed)).sum() / weight.sum() + 0.5 * dense
+        right = distance.argmin(-1) == target
+        marks = {"names": right[is_name], "rest": right[~is_name & ~is_ground], "ground": right[is_ground]}
+        figures = {name: values.float().mean().item() for name, values in marks.items()}
+        return loss, figures | {"missed": missed.mean().item()}
 
     fit("projector", module, optimizers, loss_of, steps=steps, batch=batch, seed=seed + (1 << 28), out=out)
 
@@ -169,7 +215,7 @@ def word_embeddings(table):
 
 
 def align(out, *, steps, batch, seed, lr=5e-4, tower_lr=1e-4):
-    """Stage 3 of 3 (LLaVA's stage 1): descriptions through the frozen LLM; tower and projector learn."""
+    """Stage 4 of 4 (LLaVA's stage 1): descriptions through the frozen LLM; tower and projector learn."""
     torch.manual_seed(seed)
     backbone = load_tiny(trained_weights(out / "projector.pt"))
     model = backbone.model.requires_grad_(False)
@@ -182,12 +228,9 @@ def align(out, *, steps, batch, seed, lr=5e-4, tower_lr=1e-4):
     ]
 
     def loss_of(data):
-        scenes, _ = data
-        questions = [QUESTIONS[s.seed % len(QUESTIONS)] for s in scenes]
-        talks = [[(q, describe(s))] for q, s in zip(questions, scenes)]
-        inputs = backbone.training_inputs([s.image for s in scenes], talks)
-        loss = answer_loss(model, inputs)
-        return loss, {}
+        inputs = description_inputs(backbone, data[0])
+        labels = inputs.pop("labels")
+        return answer_loss(model, model.model(**inputs, use_cache=False).last_hidden_state, labels), {}
 
     fit("align", module, optimizers, loss_of, steps=steps, batch=batch, seed=seed + (1 << 29), out=out, save_every=25)
 
@@ -197,13 +240,16 @@ def patches_of(tower, pixels):
     return tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
 
 
-def answer_loss(model, inputs):
+def description_inputs(backbone, scenes):
+    """Each scene's description as the answer to one of `QUESTIONS`, as `Backbone.training_inputs` gives it."""
+    talks = [[(QUESTIONS[s.seed % len(QUESTIONS)], describe(s))] for s in scenes]
+    return backbone.training_inputs([s.image for s in scenes], talks)
+
+
+def answer_loss(model, hidden, labels):
     """Next-token cross-entropy with the output head applied at the answers' positions only."""
-    inputs = dict(inputs)
-    labels = inputs.pop("labels")[:, 1:]
-    hidden = model.model(**inputs).last_hidden_state[:, :-1]
-    chosen = labels != -100
-    return functional.cross_entropy(model.lm_head(hidden[chosen]), labels[chosen])
+    chosen = labels[:, 1:] != -100
+    return functional.cross_entropy(model.lm_head(hidden[:, :-1][chosen]), labels[:, 1:][chosen])
 
 
 def vision_weights(checkpoint):
@@ -216,6 +262,7 @@ def trained_weights(checkpoint):
     """Tower and projector after the later stages, named likewise."""
     names = {"tower": "vision_tower", "projector": "multi_modal_projector"}
     saved = torch.load(checkpoint, weights_only=True)["module"]
+    saved = {k: v for k, v in saved.items() if k.split(".")[0] in names}
     return {re.sub(r"^\w+", lambda m: names[m[0]], k): v for k, v in saved.items()}
 
 
@@ -225,7 +272,7 @@ def export(out, file):
     save_file({k: v.half().contiguous() for k, v in trained_weights(out / "align.pt").items()}, file)
 
 
-STAGES = {"vision": vision, "projector": projector, "align": align}
+STAGES = {"vision": vision, "code": code, "projector": projector, "align": align}
 
 
 def main():

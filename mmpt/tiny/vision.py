@@ -15,8 +15,8 @@ IMAGE_SIZE, PATCH_SIZE = 112, 16
 GRID = IMAGE_SIZE // PATCH_SIZE
 MEAN = STD = 0.5
 LABELS = NAMES + tuple("0123456789") + WORDS  # what a patch can show; index len(LABELS) is "background only"
-_PLACE_WORDS = [place for row in PLACES for place in row]
-_BACKGROUNDS = tuple(BACKGROUNDS)
+PLACE_WORDS = tuple(place for row in PLACES for place in row)
+BACKGROUND_WORDS = tuple(BACKGROUNDS)
 IGNORE = -100
 
 
@@ -61,36 +61,11 @@ def patch_targets(scene) -> dict[str, torch.Tensor]:
 
     return {
         "identity": at_patches([LABELS.index(t.name) for t in scene.things], len(LABELS)),
-        "place": at_patches([_PLACE_WORDS.index(t.place) for t in scene.things]),
+        "place": at_patches([PLACE_WORDS.index(t.place) for t in scene.things]),
         "size": at_patches([int(t.size == "large") for t in scene.things]),
-        "background": torch.tensor(_BACKGROUNDS.index(scene.background)),
+        "background": torch.tensor(BACKGROUND_WORDS.index(scene.background)),
         "count": torch.tensor(len(scene.objects) - 1),
     }
-
-
-# What the projector is to write on the grid of patches, in words of the LLM: see `written_words`.
-WRITABLE = LABELS + tuple(_PLACE_WORDS) + ("small", "large", "digit", "sign") + _BACKGROUNDS
-
-
-def written_words(scene) -> torch.Tensor:
-    """The picture as words on its grid: (N,) indices into `WRITABLE`.
-
-    Each thing is written once, in the row of patches that holds its centre: its size (or "digit", "sign"), its name,
-    its place, side by side, as a text would say it. All other patches have the background's colour. An LLM copies what
-    follows a word in its context, so it can read this almost without having learnt to.
-    """
-    words = torch.full((GRID, GRID), WRITABLE.index(scene.background, len(WRITABLE) - len(_BACKGROUNDS)))
-    cells = []
-    for thing in scene.things:
-        x, y = thing.centre
-        row, column = int(y / PATCH_SIZE), min(max(int(x / PATCH_SIZE), 1), GRID - 2)
-        kind = thing.group if thing.group in ("digit", "sign") else thing.size
-        place = len(LABELS) + _PLACE_WORDS.index(thing.place)
-        cells += [(0, row, column - 1, WRITABLE.index(kind)), (1, row, column + 1, place)]
-        cells.append((2, row, column, LABELS.index(thing.name)))
-    for _, row, column, word in sorted(cells):  # where things meet, names go over places and places over sizes
-        words[row, column] = word
-    return words.flatten()
 
 
 class DenseHeads(nn.Module):
