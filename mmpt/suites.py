@@ -1,0 +1,331 @@
+"""The zero-shot suites, miniatures of the paper's columns: questions from fixed seeds, never tuned on.
+
+Each is scored by its benchmark's own metric (`mmpt.scoring`). None shares a kind of question, a phrasing or a scene
+with the tuning tasks (`mmpt.tasks`).
+"""
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+
+import numpy as np
+from PIL import Image
+
+from mmpt.scenes import BACKGROUNDS, GROUP_OF, NAMES, SEEDS, WORDS, article, make_scene
+from mmpt.scoring import Metric, accuracy, one_of
+from mmpt.settled import absent, alike, alone, apart, clear_groups, no_text, of_clear_colour, pick, placed, single
+
+YES_NO = ("Yes", "No")
+
+
+@dataclass(frozen=True)
+class SuiteQuestion:
+    """A question on the picture of `seed`. `options` are the answers of a closed set, () where the set is open."""
+
+    id: str
+    seed: int
+    question: str
+    answers: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    group: str = ""  # subtask or split
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite. `picture` draws the picture of a seed, `questions()` gives all questions, in a fixed order."""
+
+    name: str
+    column: str  # of the paper's table
+    metric: str | Metric
+    make: Callable[[int], Iterator[SuiteQuestion]]
+    picture: Callable[[int], Image.Image]
+
+    def questions(self) -> list[SuiteQuestion]:
+        return list(self.make(SEEDS["suites"] + (list(SUITES).index(self.name) << 24)))
+
+    def jsonl(self) -> str:
+        """The questions as a JSONL file, byte for byte the same everywhere."""
+        return "".join(json.dumps(asdict(q), ensure_ascii=False) + "\n" for q in self.questions())
+
+
+SUITES: dict[str, Suite] = {}
+
+
+def _scene_picture(seed):
+    return make_scene(seed).image
+
+
+def suite(name: str, column: str, metric: str | Metric, picture=_scene_picture):
+    """Register a generator of questions, `first seed → questions`, as a suite."""
+
+    def register(make):
+        SUITES[name] = Suite(name, column, metric, make, picture)
+        return make
+
+    return register
+
+
+def _fitting(first: int, n: int, find) -> Iterator:
+    """`n` of (number, seed, what `find(scene, rng)` returned), over consecutive seeds, where it found something."""
+    number, seed = 0, first
+    while number < n:
+        found = find(make_scene(seed), random.Random(seed))
+        if found:
+            yield number, seed, found
+            number += 1
+        seed += 1
+
+
+# --- mini-MME: a question to be answered by yes and one by no on each picture ---
+
+
+def _existence(scene, rng):
+    there = rng.choice(scene.objects).name
+    return [f"Is there {article(name)} in this image?" for name in (there, absent(scene, rng, 1)[0])]
+
+
+def _count(scene, rng):
+    n = len(scene.objects)
+    other = rng.choice([i for i in (n - 1, n + 1) if 1 <= i <= 5])
+    return no_text(scene) and [f"Is the total number of objects in this image {i}?" for i in (n, other)]
+
+
+def _position(scene, rng):
+    axis = rng.randrange(2)
+    pair = apart(scene, rng, axis)
+    if not pair:
+        return None
+    sides = [("to the left of", "to the right of"), ("above", "below")][axis]
+    sides = sides if pair[0].centre[axis] < pair[1].centre[axis] else sides[::-1]
+    return [f"Is the {pair[0].name} {side} the {pair[1].name} in this image?" for side in sides]
+
+
+def _color(scene, rng):
+    thing = pick(rng, [thing for thing in single(scene) if thing in of_clear_colour(scene)])
+    if not thing:
+        return None
+    near = {thing.colour, "brown", "orange", "gray"}
+    other = rng.choice([colour for colour in BACKGROUNDS if colour not in near])
+    return [f"Is the {thing.name} in this image mainly {colour}?" for colour in (thing.colour, other)]
+
+
+def _scene(scene, rng):
+    there = rng.choice(scene.objects).group
+    other = pick(rng, [g for g in clear_groups(scene) if not any(alike(g, t.group) for t in scene.objects)])
+    return other and [f"Does this image show something of the kind {group}?" for group in (there, other)]
+
+
+def _ocr(scene, rng):
+    if not scene.word:
+        return None
+    other = rng.choice([word for word in WORDS if word != scene.word.name])
+    return [f'Is the word on the sign in this image "{word}"?' for word in (scene.word.name, other)]
+
+
+_USES = {
+    "eat": ("fruit", "vegetable", "food"),
+    "travel in or on": ("vehicle",),
+    "wear": ("clothing",),
+    "make music with": ("instrument",),
+    "move into": ("building",),
+}
+
+
+def _commonsense(scene, rng):
+    thing = pick(rng, [t for t in alone(scene) if any(t.group in groups for groups in _USES.values())])
+    if not thing:
+        return None
+    at = "in the middle" if thing.place == "middle" else f"at the {thing.place}"
+    right = next(use for use, groups in _USES.items() if thing.group in groups)
+    other = rng.choice([use for use in _USES if use != right])
+    return [f"Can people usually {use} what is {at} of this image?" for use in (right, other)]
+
+
+def _calculation(scene, rng):
+    if not scene.digit:
+        return None
+    added = rng.randint(1, 5)
+    total = int(scene.digit.name) + added
+    other = total + rng.choice((-2, -1, 1, 2))
+    return [f"Is the digit in this image plus {added} equal to {value}?" for value in (total, other)]
+
+
+MME_SUBTASKS = {
+    "existence": _existence,
+    "count": _count,
+    "position": _position,
+    "color": _color,
+    "scene": _scene,
+    "OCR": _ocr,
+    "commonsense_reasoning": _commonsense,
+    "numerical_calculation": _calculation,
+}
+
+
+@suite("mini-mme", "MME", "mme")
+def mini_mme(first):
+    for i, (subtask, find) in enumerate(MME_SUBTASKS.items()):
+        for number, seed, texts in _fitting(first + (i << 20), 60, find):
+            for text, answer in zip(texts, YES_NO):
+                yield SuiteQuestion(
+                    f"{subtask}-{number}-{answer.lower()}",
+                    seed,
+                    f"{text} Please answer yes or no.",
+                    (answer,),
+                    YES_NO,
+                    subtask,
+                )
+
+
+# --- the others ---
+
+
+@suite("mini-textvqa", "Text-VQA", "vqa")
+def mini_textvqa(first):
+    texts = ("What word is written on the sign?", "What can one read on the sign?")
+    for number, seed, word in _fitting(first, 400, lambda scene, rng: scene.word and scene.word.name):
+        yield SuiteQuestion(f"textvqa-{number}", seed, texts[number % 2], (word,) * 10)
+
+
+_RELATIONS = (("left of", "right of"), ("above", "below"))
+
+
+@suite("mini-vsr", "VSR", "vsr")
+def mini_vsr(first):
+    def find(scene, rng):
+        axis = rng.randrange(2)
+        pair = apart(scene, rng, axis)
+        return pair and (pair, axis, pair[0].centre[axis] < pair[1].centre[axis])
+
+    for number, seed, ((a, b), axis, before) in _fitting(first, 400, find):
+        true = number % 2 == 0
+        relation = _RELATIONS[axis][before != true]
+        text = f"The {a.name} is {relation} the {b.name}. Is this statement true or false?"
+        yield SuiteQuestion(f"vsr-{number}", seed, text, ("True" if true else "False",), ("True", "False"))
+
+
+_LABELS = ("entailment", "neutral", "contradiction")
+_UNKNOWABLE = (
+    "The {x} belongs to a child.", "The {x} was expensive.", "Somebody has just moved the {x}.",
+    "The {x} is very old.", "The {x} was drawn on a Monday.", "Another {x} is behind the camera.",
+    "Somebody misses the {x}.",
+)  # fmt: skip
+_OPPOSITE = {"left": "right", "right": "left", "top": "bottom", "bottom": "top"}
+
+
+def _hypothesis(scene, rng, label):
+    thing = pick(rng, single(scene))
+    if not thing:
+        return None
+    if label == "neutral":
+        return rng.choice(_UNKNOWABLE).format(x=thing.name)
+    true = label == "entailment"
+    kind = rng.choice(("object", "background", "number", "group", "place"))
+    if kind == "background":
+        colour = scene.background if true else rng.choice([c for c in BACKGROUNDS if c != scene.background])
+        return f"The surface behind everything is {colour}."
+    if kind == "number" and no_text(scene):
+        n = len(scene.objects)
+        n = n if true else rng.choice([i for i in range(1, 6) if i != n])
+        return f"There {'is one object' if n == 1 else f'are {n} objects'}."
+    if kind == "group" and (clear := [g for g in clear_groups(scene) if g not in {t.group for t in scene.objects}]):
+        return f"Something of the kind {thing.group if true else rng.choice(clear)} is there."
+    side = next((side for side in _OPPOSITE if side in thing.place), None)
+    if kind == "place" and side and placed([thing]):
+        return f"The {thing.name} stands towards the {side if true else _OPPOSITE[side]}."
+    return f"There is {article(thing.name if true else absent(scene, rng, 1)[0])}."
+
+
+@suite("mini-snli-ve", "SNLI-VE", "snli_ve")
+def mini_snli_ve(first):
+    text = 'Sentence: "{}" Given the image, is it entailment, neutral or contradiction?'
+    for i, label in enumerate(_LABELS):
+        for number, seed, found in _fitting(first + (i << 20), 134, partial(_hypothesis, label=label)):
+            yield SuiteQuestion(f"snli-ve-{label}-{number}", seed, text.format(found), (label,), _LABELS)
+
+
+CIFAR_10 = ("airplane", "car", "duck", "cat", "horse", "dog", "frog", "sheep", "boat", "truck")
+CIFAR_100 = tuple(sorted(random.Random(100).sample(NAMES, 100)))
+
+
+def _cifar_scene(seed):
+    return make_scene(seed, n_objects=1, text=0)
+
+
+def _cifar_picture(seed: int) -> Image.Image:
+    """The object of a scene with one, cut out, shrunk to 32 × 32 pixels and blurred by enlarging it again."""
+    scene = _cifar_scene(seed)
+    x, y, w, h = scene.objects[0].box
+    side = min(scene.size, round(1.3 * max(w, h)))
+    left = min(max(0, x + (w - side) // 2), scene.size - side)
+    top = min(max(0, y + (h - side) // 2), scene.size - side)
+    small = scene.image.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.BILINEAR)
+    noise = np.random.default_rng(seed).integers(-12, 13, (32, 32, 3))
+    small = Image.fromarray((np.asarray(small).astype(int) + noise).clip(0, 255).astype(np.uint8))
+    return small.resize((scene.size, scene.size), Image.Resampling.BILINEAR)
+
+
+def _cifar(first, name, classes, text):
+    seed, wanted = first, Counter({label: 400 // len(classes) for label in classes})
+    while +wanted:
+        label = _cifar_scene(seed).objects[0].name
+        if wanted[label] > 0:
+            wanted[label] -= 1
+            yield SuiteQuestion(f"{name}-{seed - first}", seed, text, (label,), classes)
+        seed += 1
+
+
+@suite("mini-cifar-10", "CIFAR-10", Metric(accuracy, {"strict": one_of(*CIFAR_10)}, CIFAR_10), _cifar_picture)
+def mini_cifar_10(first):
+    return _cifar(first, "cifar-10", CIFAR_10, f"To which class does the picture belong: {', '.join(CIFAR_10)}?")
+
+
+@suite("mini-cifar-100", "CIFAR-100", Metric(accuracy, {"strict": one_of(*CIFAR_100)}, CIFAR_100), _cifar_picture)
+def mini_cifar_100(first):
+    return _cifar(first, "cifar-100", CIFAR_100, "Classify the picture: what does it show? Answer with the class.")
+
+
+@cache
+def _digits():
+    from sklearn.datasets import load_digits
+
+    return load_digits()
+
+
+def _mnist_picture(seed: int) -> Image.Image:
+    """A real handwritten digit (scikit-learn's, 8 × 8), white on black as in MNIST, enlarged; `seed` is its index."""
+    ink = _digits().images[seed] / 16 * 255
+    return Image.fromarray(ink.astype(np.uint8)).resize((112, 112), Image.Resampling.BICUBIC).convert("RGB")
+
+
+_DIGIT_NAMES = tuple("0123456789")
+
+
+@suite("mini-mnist", "MNIST", Metric(accuracy, {"strict": one_of(*_DIGIT_NAMES)}, _DIGIT_NAMES), _mnist_picture)
+def mini_mnist(first):
+    wanted = Counter({label: 40 for label in _DIGIT_NAMES})
+    for i in random.Random(0).sample(range(len(_digits().target)), len(_digits().target)):
+        label = str(_digits().target[i])
+        if wanted[label] > 0:
+            wanted[label] -= 1
+            yield SuiteQuestion(f"mnist-{i}", i, "Which handwritten digit is this?", (label,), _DIGIT_NAMES)
+
+
+@suite("mini-pope", "POPE", "pope")
+def mini_pope(first):
+    scenes = {seed: make_scene(seed) for seed in range(first, first + 200)}
+    counts = Counter(name for scene in scenes.values() for name in {thing.name for thing in scene.objects})
+    popular = [name for name, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:20]]
+    for split in ("random", "popular", "adversarial"):
+        for seed, scene in scenes.items():
+            rng = random.Random(f"{split} {seed}")
+            there = [thing.name for thing in scene.objects]
+            near = [name for name in NAMES if GROUP_OF[name] in {GROUP_OF[other] for other in there}]
+            pool = {"random": NAMES, "popular": popular, "adversarial": near}[split]
+            missing = rng.choice([name for name in pool if name not in there])
+            for name, answer in ((random.Random(seed).choice(there), "Yes"), (missing, "No")):
+                text = f"Is there {article(name)} in the image?"
+                yield SuiteQuestion(f"{split}-{seed - first}-{answer.lower()}", seed, text, (answer,), YES_NO, split)
