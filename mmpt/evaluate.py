@@ -1,4 +1,4 @@
-"""Suites → figures. "base": descriptions of fresh scenes; "tasks": the tuning tasks on fresh scenes."""
+"""Suites → figures: "base" (descriptions), "tasks" (the tuning tasks on fresh scenes) and the zero-shot suites."""
 
 import platform
 import random
@@ -10,32 +10,42 @@ import transformers
 from tqdm import tqdm
 
 from mmpt.errors import InputError
+from mmpt.likelihood import choose_and_answer
 from mmpt.scenes import SEEDS, make_scene
+from mmpt.scoring import Answered, score
+from mmpt.suites import SUITES
 from mmpt.tasks import TASKS, correct
 from mmpt.tiny.describe import QUESTION, compare
 
-SUITES = {"base": 500, "tasks": 40}  # scenes; questions a task
+OWN = {"base": 500, "tasks": 40}  # scenes; questions a task
 
 
 def evaluate(backbone, suite: str, *, limit: int | None = None, batch: int = 16) -> dict:
     """Answer a suite's questions greedily and score them.
 
     Args:
-        limit: number of scenes ("base") or of questions a task ("tasks"); by default `SUITES[suite]`.
+        suite: "base", "tasks", one of `mmpt.suites.SUITES`, or "mini" for all of those.
+        limit: number of scenes ("base"), of questions a task ("tasks"; by default `OWN[suite]`), or of questions of
+            each subtask or split of a zero-shot suite (by default all).
 
     Returns:
-        dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and, for
-        "tasks", chance (name → per cent); figures["mean"] is the mean over tasks.
+        dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
+        "tasks": figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score` returns, for the
+        generated answers, and for closed sets once more under "choice", for the option of greatest log-probability;
+        "mini": `suites` (name → that) and as figures the chief figure of each.
 
     Raises:
         InputError: unknown suite, or a limit below 1.
     """
-    if suite not in SUITES:
-        raise InputError(f"There is no suite {suite!r}; choose one of {', '.join(SUITES)}.")
+    if suite not in (*OWN, *SUITES, "mini"):
+        raise InputError(f"There is no suite {suite!r}; choose one of {', '.join((*OWN, 'mini', *SUITES))}.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give a number of at least 1, or leave it out.")
     start = time.time()
-    result = (_base if suite == "base" else _tasks)(backbone, limit or SUITES[suite], batch)
+    if suite in OWN:
+        result = (_base if suite == "base" else _tasks)(backbone, limit or OWN[suite], batch)
+    else:
+        result = _mini(backbone, limit, batch) if suite == "mini" else zero_shot(backbone, suite, limit, batch)
     return (
         {"suite": suite, "backbone": backbone.name}
         | result
@@ -89,16 +99,63 @@ def _tasks(backbone, n, batch):
     return {"n": len(questions), "seed": seed, "figures": _per_cent(figures), "chance": _per_cent(chance)}
 
 
+def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) -> dict:
+    """One zero-shot suite, scored; see `evaluate`."""
+    suite, questions = SUITES[name], _limited(SUITES[name].questions(), limit)
+    images, texts = [suite.picture(q.seed) for q in questions], [q.question for q in questions]
+    closed = bool(questions[0].options)
+
+    def answer(rows):
+        inputs = [images[i] for i in rows], [texts[i] for i in rows]
+        if closed:
+            return zip(*choose_and_answer(backbone, *inputs, [questions[i].options for i in rows]))
+        return [(None, text) for text in backbone.answer(*inputs, max_new_tokens=16)]
+
+    chosen, answers = zip(*_in_batches(answer, texts, batch))
+
+    def scored(predictions):
+        rows = (Answered(q.id, p, q.answers, q.group, str(q.seed)) for q, p in zip(questions, predictions))
+        return score(suite.metric, list(rows))
+
+    result = {"seed": min(q.seed for q in questions)} | scored(answers)
+    return result | ({"choice": scored(chosen)} if closed else {})
+
+
+def _mini(backbone, limit, batch):
+    suites = {name: zero_shot(backbone, name, limit, batch) for name in SUITES}
+    chief = {name: next(iter(result["figures"])) for name, result in suites.items()}
+    figures, chance = ({name: suites[name][part][chief[name]] for name in SUITES} for part in ("figures", "chance"))
+    for values in (figures, chance):  # the paper's average: all columns but MME
+        values["average"] = sum(values[name] for name in SUITES if name != "mini-mme") / (len(SUITES) - 1)
+    n = sum(result["n"] for result in suites.values())
+    return {"n": n, "seed": SEEDS["suites"], "figures": figures, "chance": chance, "suites": suites}
+
+
+def _limited(questions, limit):
+    """The first `limit` questions of each subtask or split, rounded up to pairs."""
+    groups = defaultdict(list)
+    for question in questions:
+        groups[question.group].append(question)
+    return [q for group in groups.values() for q in (group[: limit + limit % 2] if limit else group)]
+
+
 def _answers(backbone, images, questions, batch, max_new_tokens):
-    # Questions of like length go together, so that little is padded.
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i]))
-    answers = [""] * len(questions)
+    return _in_batches(
+        lambda rows: backbone.answer([images[i] for i in rows], [questions[i] for i in rows], max_new_tokens),
+        questions,
+        batch,
+    )
+
+
+def _in_batches(answer, texts, batch):
+    """What `answer(rows)` gives for all rows; texts of like length go together, so that little is padded."""
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+    found = [None] * len(texts)
     for start in tqdm(range(0, len(order), batch), desc="answering", unit="batch"):
         rows = order[start : start + batch]
-        found = backbone.answer([images[i] for i in rows], [questions[i] for i in rows], max_new_tokens)
-        for i, answer in zip(rows, found):
-            answers[i] = answer
-    return answers
+        for i, value in zip(rows, answer(rows)):
+            found[i] = value
+    return found
 
 
 def _per_cent(figures):

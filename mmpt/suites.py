@@ -242,9 +242,10 @@ def _hypothesis(scene, rng, label):
 @suite("mini-snli-ve", "SNLI-VE", "snli_ve")
 def mini_snli_ve(first):
     text = 'Sentence: "{}" Given the image, is it entailment, neutral or contradiction?'
-    for i, label in enumerate(_LABELS):
-        for number, seed, found in _fitting(first + (i << 20), 134, partial(_hypothesis, label=label)):
-            yield SuiteQuestion(f"snli-ve-{label}-{number}", seed, text.format(found), (label,), _LABELS)
+    found = [_fitting(first + (i << 20), 134, partial(_hypothesis, label=label)) for i, label in enumerate(_LABELS)]
+    for parts in zip(*found):
+        for label, (number, seed, hypothesis) in zip(_LABELS, parts):
+            yield SuiteQuestion(f"snli-ve-{label}-{number}", seed, text.format(hypothesis), (label,), _LABELS)
 
 
 CIFAR_10 = ("airplane", "car", "duck", "cat", "horse", "dog", "frog", "sheep", "boat", "truck")

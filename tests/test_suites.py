@@ -13,7 +13,7 @@ from mmpt.scoring import Answered, score
 from mmpt.suites import CIFAR_10, CIFAR_100, MME_SUBTASKS, SUITES
 from mmpt.tasks import TASKS
 
-DIGEST = "75e3af335409f0de80aa3c842ae22455d9e40061ea4c2fc762930a56268c6b2f"
+DIGEST = "b4e14fdcd5f5937e35878e2b573fba0f2c53e91944c9e52a4b50af9fe33b91a9"
 QUESTIONS = {name: suite.questions() for name, suite in SUITES.items()}
 
 

@@ -1,0 +1,68 @@
+"""Suites through a model: everything is asked, joined by id and scored; limits keep pairs and splits whole."""
+
+import json
+from collections import Counter
+
+import pytest
+from helpers import tiny_backbone
+
+from mmpt.errors import InputError
+from mmpt.evaluate import evaluate, render
+from mmpt.suites import MME_SUBTASKS, SUITES
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return tiny_backbone()
+
+
+@pytest.fixture(scope="module")
+def mini(backbone):
+    return evaluate(backbone, "mini", limit=1, batch=4)
+
+
+def test_mini_asks_every_suite(mini):
+    assert list(mini["suites"]) == list(SUITES)
+    assert mini["suites"]["mini-mme"]["n"] == 2 * len(MME_SUBTASKS)  # pairs stay whole: a limit of 1 gives 2
+    assert mini["suites"]["mini-pope"]["n"] == 2 * 3 and mini["suites"]["mini-vsr"]["n"] == 2
+    assert mini["n"] == sum(result["n"] for result in mini["suites"].values())
+    assert json.loads(json.dumps(mini)) == mini
+    shown = render(mini)
+    assert all(name in shown for name in SUITES) and "average" in shown
+
+
+def test_closed_sets_are_scored_twice(mini):
+    assert {name for name, result in mini["suites"].items() if "choice" in result} == set(SUITES) - {"mini-textvqa"}
+    for result in mini["suites"].values():
+        if "choice" in result:
+            assert result["choice"]["unparsed"] == 0  # an option is always an answer
+
+
+def test_answers_belong_to_their_questions(backbone, monkeypatch):
+    """A model that knows the truth gets full marks, whatever the order in which it is asked."""
+    truth = {(q.question, suite.picture(q.seed).tobytes()): q.answers[0]
+             for suite in (SUITES["mini-vsr"], SUITES["mini-textvqa"]) for q in suite.questions()[:20]}  # fmt: skip
+
+    def answer(images, questions, max_new_tokens):
+        return [truth[question, image.tobytes()] for image, question in zip(images, questions)]
+
+    def choose_and_answer(backbone, images, questions, options):
+        return answer(images, questions, 1), answer(images, questions, 1)
+
+    monkeypatch.setattr("mmpt.evaluate.choose_and_answer", choose_and_answer)
+    monkeypatch.setattr(backbone, "answer", answer)
+    vsr = evaluate(backbone, "mini-vsr", limit=20, batch=3)
+    assert vsr["figures"]["accuracy"] == vsr["choice"]["figures"]["accuracy"] == 100
+    assert evaluate(backbone, "mini-textvqa", limit=20, batch=3)["figures"]["accuracy"] == 100
+
+
+def test_the_first_questions_of_a_suite_are_of_every_label():
+    labels = Counter(q.answers[0] for q in SUITES["mini-snli-ve"].questions()[:6])
+    assert labels == {"entailment": 2, "neutral": 2, "contradiction": 2}
+
+
+def test_what_cannot_be_evaluated(backbone):
+    with pytest.raises(InputError, match="There is no suite 'maxi'; choose one of base, tasks, mini, mini-mme"):
+        evaluate(backbone, "maxi")
+    with pytest.raises(InputError, match="--limit is 0"):
+        evaluate(backbone, "mini", limit=0)
