@@ -214,7 +214,7 @@ def word_embeddings(table):
     return torch.stack(rows)
 
 
-def align(out, *, steps, batch, seed, lr=5e-4, tower_lr=1e-4):
+def align(out, *, steps, batch, seed, lr=2e-4, tower_lr=1e-4):
     """Stage 4 of 4 (LLaVA's stage 1): descriptions through the frozen LLM; tower and projector learn."""
     torch.manual_seed(seed)
     backbone = load_tiny(trained_weights(out / "projector.pt"))
