@@ -8,7 +8,8 @@ from helpers import tiny_backbone
 
 from mmpt.errors import InputError
 from mmpt.evaluate import evaluate, render
-from mmpt.suites import MME_SUBTASKS, SUITES
+from mmpt.mme import MME_SUBTASKS
+from mmpt.suites import SUITES
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mmpt.mme import MME_SUBTASKS
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
-from mmpt.suites import CIFAR_10, CIFAR_100, MME_SUBTASKS, SUITES
+from mmpt.suites import CIFAR_10, CIFAR_100, SUITES
 from mmpt.tasks import TASKS
 
 DIGEST = "b4e14fdcd5f5937e35878e2b573fba0f2c53e91944c9e52a4b50af9fe33b91a9"
