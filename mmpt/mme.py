@@ -1,6 +1,6 @@
 """The subtasks of mini-MME: on each picture a question to be answered by yes and one to be answered by no.
 
-A subtask is a function `(scene, rng)` that returns the two, in this order, or None where the scene settles neither.
+A subtask is a function `(scene, rng)` that returns both questions in this order, or None where the scene does not fit.
 """
 
 from mmpt.scenes import BACKGROUNDS, WORDS, article
