@@ -72,7 +72,8 @@ def test_ask_command_prints_json(picture, monkeypatch, capsys, tiny):
 
 def test_interrupt_ends_with_a_sentence():
     code = (
-        "import sys, time, mmpt.__main__ as m\n"
+        "import signal, sys, mmpt.__main__ as m\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell ignores it for jobs in the background
         "m.scenes.__code__ = (lambda args: (print('ready', flush=True), __import__('time').sleep(60))).__code__\n"
         "sys.exit(m.main(['scenes', '--out', 'x']))"
     )
