@@ -4,8 +4,8 @@ interaction layer between the two (Wang et al., EMNLP 2024, arXiv 2409.15657).""
 from mmpt.m2pt.config import M2PTConfig
 from mmpt.m2pt.layer import M2PTLayer
 from mmpt.m2pt.model import M2PTModel
-from mmpt.m2pt.register import register
 from mmpt.m2pt.report import ParameterReport, parameter_report
+from mmpt.register import register
 
 register("m2pt", M2PTConfig, M2PTModel)
 
