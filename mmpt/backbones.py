@@ -107,9 +107,13 @@ class Backbone:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
 
+    def question_text(self, question: str) -> str:
+        """A question on a picture in the backbone's chat format, up to where the answer begins."""
+        return self._chat([(question, None)], True)
+
     def inputs(self, images, questions) -> BatchFeature:
         """One picture and one question a row → input_ids, attention_mask (B, T), left padded, and pixel_values."""
-        texts = [self._chat([(question, None)], True) for question in questions]
+        texts = [self.question_text(question) for question in questions]
         batch = self.processor(images=list(images), text=texts, padding=True, padding_side="left", return_tensors="pt")
         return batch.to(self.model.device)
 

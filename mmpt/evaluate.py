@@ -3,14 +3,15 @@
 import platform
 import random
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import torch
 import transformers
 from tqdm import tqdm
 
 from mmpt.errors import InputError
-from mmpt.likelihood import choose_and_answer
+from mmpt.likelihood import likeliest
+from mmpt.reading import read
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
 from mmpt.suites import SUITES
@@ -102,16 +103,19 @@ def _tasks(backbone, n, batch):
 def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) -> dict:
     """One zero-shot suite, scored; see `evaluate`."""
     suite, questions = SUITES[name], _limited(SUITES[name].questions(), limit)
-    images, texts = [suite.picture(q.seed) for q in questions], [q.question for q in questions]
+    pictures = {q.seed: suite.picture(q.seed) for q in questions}
     closed = bool(questions[0].options)
 
-    def answer(rows):
-        inputs = [images[i] for i in rows], [texts[i] for i in rows]
-        if closed:
-            return zip(*choose_and_answer(backbone, *inputs, [questions[i].options for i in rows]))
-        return [(None, text) for text in backbone.answer(*inputs, max_new_tokens=16)]
+    def choices_and_answers(rows):
+        some = [questions[i] for i in rows]
+        reading = read(backbone, [pictures[q.seed] for q in some], [q.question for q in some])
+        chosen = likeliest(reading, [q.options for q in some]) if closed else [None] * len(some)
+        return zip(chosen, reading.answer(max_new_tokens=16))
 
-    chosen, answers = zip(*_in_batches(answer, texts, batch))
+    # Questions on one picture go together, so that it is read once; then those of like length.
+    shared = Counter(q.seed for q in questions)
+    order = [(q.seed if shared[q.seed] > 1 else 0, len(q.question)) for q in questions]
+    chosen, answers = zip(*_in_batches(choices_and_answers, order, batch))
 
     def scored(predictions):
         rows = (Answered(q.id, p, q.answers, q.group, str(q.seed)) for q, p in zip(questions, predictions))
@@ -142,15 +146,15 @@ def _limited(questions, limit):
 def _answers(backbone, images, questions, batch, max_new_tokens):
     return _in_batches(
         lambda rows: backbone.answer([images[i] for i in rows], [questions[i] for i in rows], max_new_tokens),
-        questions,
+        [len(question) for question in questions],  # of like length together, so that little is padded
         batch,
     )
 
 
-def _in_batches(answer, texts, batch):
-    """What `answer(rows)` gives for all rows; texts of like length go together, so that little is padded."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    found = [None] * len(texts)
+def _in_batches(answer, keys, batch):
+    """What `answer(rows)` gives for all rows, which are taken in the order of `keys`."""
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    found = [None] * len(keys)
     for start in tqdm(range(0, len(order), batch), desc="answering", unit="batch"):
         rows = order[start : start + batch]
         for i, value in zip(rows, answer(rows)):

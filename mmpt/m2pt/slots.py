@@ -3,11 +3,12 @@
 Shapes: B rows, T caller's tokens.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from mmpt.m2pt.layout import Layout
 
@@ -26,6 +27,11 @@ class CacheSlots:
     mask: Tensor | None  # (B, tokens + added), None if nothing is hidden
     early_mask: Tensor | None  # the same for the blocks before the first prompted one
 
+    def select(self, rows: Tensor) -> "CacheSlots":
+        """Those of a cache whose rows are `rows` of this one's."""
+        mask, early = (None if m is None else m[rows] for m in (self.mask, self.early_mask))
+        return replace(self, shift=self.shift[rows], mask=mask, early_mask=early)
+
     def extend(self, mask: Tensor | None, attention_mask: Tensor | None, columns: int) -> Tensor | None:
         """`mask` continued to `columns` by the caller's (B, T) mask; None if nothing is hidden."""
         if mask is None and attention_mask is None:
@@ -38,6 +44,19 @@ class CacheSlots:
         else:
             rest = attention_mask[:, self.tokens :].to(mask.dtype)
         return torch.cat([mask, rest], 1)
+
+
+def added_columns(cache: Cache) -> int:
+    """How many columns of a cache are slots."""
+    slots = getattr(cache, SLOTS, None)
+    return slots.added if slots else 0
+
+
+def select_rows(cache: Cache, rows: Tensor) -> None:
+    """Make the cache's rows those of `rows`, which may repeat some."""
+    cache.reorder_cache(rows)
+    if slots := getattr(cache, SLOTS, None):
+        setattr(cache, SLOTS, slots.select(rows))
 
 
 @dataclass

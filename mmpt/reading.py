@@ -1,0 +1,95 @@
+"""Many questions on few pictures from one reading of each picture.
+
+The LLM reads what comes before a question (template, prompts, picture) once a picture; its cache is then shared out
+among that picture's questions. What follows runs on the model that PEFT wraps, adapters in it: the wrapper of prompt
+or prefix tuning would put its prompts in again, and they are in the cache.
+
+Notation: B questions, S columns read so far, T tokens, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import Cache
+
+from mmpt.backbones import Backbone
+from mmpt.m2pt.slots import added_columns, select_rows
+
+
+@dataclass
+class Reading:
+    """The LLM's state after B questions, each with its picture.
+
+    Attributes:
+        cache: keys and values of all that was read.
+        mask: (B, S) what of it may be looked at; the slots of M²PT are not counted.
+        logits: (B, V) for the first token of an answer.
+    """
+
+    backbone: Backbone
+    cache: Cache
+    mask: Tensor
+    logits: Tensor
+
+    def ahead(self, ids: Tensor, mask: Tensor | None = None, **options) -> Tensor:
+        """Logits (B, T, V) after each of the further tokens `ids` (B, T), which join the cache."""
+        self.mask = torch.cat([self.mask, torch.ones_like(ids) if mask is None else mask], 1)
+        model = self.backbone.model
+        model = model.get_base_model() if isinstance(model, PeftModel) else model
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0)  # as `generate` counts them: padding does not
+        return model(
+            input_ids=ids,
+            attention_mask=self.mask,
+            position_ids=positions[:, -ids.shape[1] :],
+            past_key_values=self.cache,
+            use_cache=True,
+            **options,
+        ).logits
+
+    def back(self, n: int) -> None:
+        """Forget the last `n` columns."""
+        self.mask = self.mask[:, :-n]
+        self.cache.crop(-n)
+
+    @torch.inference_mode()
+    def answer(self, max_new_tokens: int) -> list[str]:
+        """B greedy answers, as `Backbone.answer` gives them; what was read before is left as it was."""
+        config, tokenizer = self.backbone.model.generation_config, self.backbone.processor.tokenizer
+        ends = torch.tensor(config.eos_token_id, device=self.logits.device).flatten()
+        tokens, done = [self.logits.argmax(-1)], torch.zeros_like(self.logits[:, 0], dtype=torch.bool)
+        while not (done := done | torch.isin(tokens[-1], ends)).all() and len(tokens) < max_new_tokens:
+            following = self.ahead(tokens[-1][:, None])[:, -1].argmax(-1)
+            tokens.append(following.masked_fill(done, ends[0]))
+        if len(tokens) > 1:
+            self.back(len(tokens) - 1)
+        texts = tokenizer.batch_decode(torch.stack(tokens, 1), skip_special_tokens=True)
+        return [text.strip() for text in texts]
+
+
+@torch.inference_mode()
+def read(backbone: Backbone, images, questions) -> Reading:
+    """Let the LLM read B questions, each with its picture; one picture given several times (`is`) is read once."""
+    device, processor = backbone.model.device, backbone.processor
+    first = {id(image): image for image in images}
+    order = {key: i for i, key in enumerate(first)}
+    rows = torch.tensor([order[id(image)] for image in images], device=device)
+    parts = [backbone.question_text(question).partition(processor.image_token) for question in questions]
+    batch = processor(
+        images=[*first.values()],
+        text=["".join(parts[rows.tolist().index(i)][:2]) for i in range(len(first))],
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(device)
+    rest = processor.tokenizer(
+        [part[2] for part in parts], add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    ).to(device)
+    cache = backbone.model(**batch, use_cache=True, logits_to_keep=1).past_key_values
+    select_rows(cache, rows)
+    mask = batch["attention_mask"][rows]
+    virtual = cache.get_seq_length() - added_columns(cache) - mask.shape[1]  # of prompt and prefix tuning
+    reading = Reading(backbone, cache, torch.cat([mask.new_ones(len(mask), virtual), mask], 1), None)
+    reading.logits = reading.ahead(rest["input_ids"], rest["attention_mask"], logits_to_keep=1)[:, -1]
+    return reading
