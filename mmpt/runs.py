@@ -6,11 +6,14 @@ Checkpoint and adapter are written under another name first and then renamed, so
 import json
 import platform
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 
+import psutil
 import torch
+from peft import PeftModel
 
 from mmpt.errors import InputError
 
@@ -71,33 +74,50 @@ def save(out: Path, state: dict) -> None:
         raise _unwritten(out, error) from error
 
 
-def finish(out: Path, model, state: dict, accelerator) -> None:
-    """Write the adapter and `training.json` and drop the checkpoint; `state` holds run, losses, questions, seconds.
+def finish(out: Path, backbone, state: dict, accelerator) -> None:
+    """Write the adapter (or the whole model, if it has none) and `training.json`, and drop the checkpoint; `state`
+    holds run, losses, questions and seconds.
 
     Files are moved in from a temporary folder, those last by which an adapter and a finished run are known.
     """
-    temporary, last = out / "unfinished", state["losses"][-100:]
+    model, temporary, last = backbone.model, out / "unfinished", state["losses"][-100:]
     record = state["run"] | {
         "final_loss": sum(last) / len(last),  # mean of the last steps, at most 100
         "questions": state["questions"],
         "seconds": round(state["seconds"], 1),
         "tuned_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "peak_mib": round(_peak_mib(accelerator.device)),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
         "processes": accelerator.num_processes,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
     }
     late = (_ADAPTER, _RECORD)
     try:
-        model.save_pretrained(temporary, save_embedding_layers=False)
+        if isinstance(model, PeftModel):
+            model.save_pretrained(temporary, save_embedding_layers=False)
+        else:
+            model.save_pretrained(temporary)
+            backbone.processor.save_pretrained(temporary)
         (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
         names = {file.name for file in temporary.iterdir()}
-        for name in (*sorted(names - set(late)), *late):
+        for name in (*sorted(names - set(late)), *(name for name in late if name in names)):
             (temporary / name).replace(out / name)
     except OSError as error:
         raise _unwritten(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     (out / _CHECKPOINT).unlink(missing_ok=True)
+
+
+def _peak_mib(device):
+    """The most memory that was taken so far: on a GPU by torch, else by this process as a whole."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
 def _check_same(before, now, out):

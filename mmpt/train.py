@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from mmpt.backbones import Backbone
+from mmpt.backbones import Backbone, load
 from mmpt.errors import InputError
 from mmpt.runs import finish, log, open_run, save
 from mmpt.scenes import SEEDS, Scene, make_scene
@@ -87,8 +87,11 @@ class TrainConfig:
         self.out = Path(self.out)
 
 
-def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> Path:
+def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfig) -> Path:
     """Tune the adapter of `peft_config` on `backbone`, which carries it afterwards; returns the adapter's folder.
+
+    With None the LLM and the projector themselves are tuned (full fine-tuning; the vision encoder stays frozen, as in
+    LLaVA), and the folder holds a whole model for `mmpt.load`.
 
     `log.jsonl` gets a line every `log_every` steps (step, loss, rate as a share of its peak, questions,
     seconds); in the end `training.json`
@@ -108,10 +111,17 @@ def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> P
     run = _describe(backbone, peft_config, config)
     saved = open_run(config.out, run, config.resume, accelerator)
     if saved == "finished":
-        backbone.add_adapter(config.out)
+        if peft_config is None:
+            backbone.model = load(config.out, device=backbone.model.device, dtype=backbone.model.dtype).model
+        else:
+            backbone.add_adapter(config.out)
         return config.out
     torch.manual_seed(config.seed)
-    model = backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
+    if peft_config is None:
+        backbone.model.requires_grad_(True).model.vision_tower.requires_grad_(False)
+    else:
+        backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
+    model = backbone.model
     tuned = _prepare(model, backbone.name, config)
     loss_of = accelerator.prepare(AnswerLoss(model))
     optimizer = _optimizer(model, tuned, config)
@@ -133,7 +143,7 @@ def train(backbone: Backbone, peft_config: PeftConfig, config: TrainConfig) -> P
                         save(config.out, state | {"run": run, "tuned": tuned, "optimizer": optimizer.state_dict()})
         if accelerator.is_main_process:
             state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
-            finish(config.out, model, state, accelerator)
+            finish(config.out, backbone, state, accelerator)
         accelerator.wait_for_everyone()
     except KeyboardInterrupt:
         kept = "a checkpoint is kept" if (config.out / "checkpoint.pt").exists() else "no checkpoint was due yet"
@@ -251,7 +261,8 @@ def _prepare(model, name, config):
             parameter.data = parameter.data.float()
         elif config.precision:
             parameter.data = parameter.data.to(PRECISIONS[config.precision])
-    model.active_peft_config.base_model_name_or_path = name
+    if isinstance(model, PeftModel):
+        model.active_peft_config.base_model_name_or_path = name
     model.train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -299,7 +310,7 @@ def _describe(backbone, peft_config, config):
     passing = ("peft_version", "base_model_name_or_path", "revision")
     run = {
         "backbone": backbone.name,
-        "method": {k: v for k, v in peft_config.to_dict().items() if k not in passing},
+        "method": {k: v for k, v in peft_config.to_dict().items() if k not in passing} if peft_config else {},
         "config": {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE},
     }
     return json.loads(json.dumps(run, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))

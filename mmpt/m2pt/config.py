@@ -11,7 +11,7 @@ CHOICES = {
     "textual_update": ("replace", "carry"),
     "visual_update": ("replace", "carry"),
     "visual_readout": ("output", "parameter", "none"),
-    "init": ("xavier_uniform", "normal", "vocabulary", "instruction"),
+    "init": ("xavier_uniform", "normal", "vocabulary", "instruction", "vpt_uniform"),
 }
 WORD_INITS = ("vocabulary", "instruction")
 
@@ -45,7 +45,8 @@ class M2PTConfig(PeftConfig):
             start as the embeddings at the first listed layer and zero after it. With "instruction" over all layers,
             tuning starts exactly at the model that reads those tokens in the place of the slots (under "replace" for
             `textual_position="first"` only, since after an image the inputs depend on the image). The words are for
-            the LLM: visual prompts start from xavier_uniform then.
+            the LLM: visual prompts start from xavier_uniform then. "vpt_uniform": visual prompts as VPT's code starts
+            them, bound sqrt(6 / (3 patch² + D)); textual prompts from xavier_uniform.
         init_std: standard deviation of "normal".
         init_token_ids: tokens of the words for "vocabulary" and "instruction"; see `from_text`.
         init_text: those words, kept for the reader of the saved file.

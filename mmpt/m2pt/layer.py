@@ -118,17 +118,20 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         normal          N(0, init_std)
         vocabulary      embeddings of init_token_ids, cycled to P
         instruction     inputs of each layer when the frozen LLM reads init_token_ids
+        vpt_uniform     visual prompts: U(-b, b), b = sqrt(6 / (3 patch² + D)), as if they were patches to be embedded
         """
         settings = self.settings[adapter_name]
         config = settings.config
         visual = self.m2pt_visual_prompts[adapter_name] if settings.visual_layers else {}
         textual = self.m2pt_textual_prompts[adapter_name] if settings.textual_layers else {}
-        drawn = [*visual.values()] + ([] if config.init in WORD_INITS else [*textual.values()])
-        for prompt in drawn:
+        patch = 3 * self.backbone.host.vision_tower.config.patch_size ** 2
+        drawn = [(p, patch if config.init == "vpt_uniform" else p.numel()) for p in visual.values()]
+        drawn += [(p, p.numel()) for p in textual.values()] if config.init not in WORD_INITS else []
+        for prompt, fan in drawn:
             if config.init == "normal":
                 nn.init.normal_(prompt, std=config.init_std)
             else:
-                bound = math.sqrt(6 / ((prompt.shape[0] + 1) * prompt.shape[1]))
+                bound = math.sqrt(6 / (fan + prompt.shape[1]))
                 nn.init.uniform_(prompt, -bound, bound)
         if config.init in WORD_INITS and not any(p.is_meta for p in textual.values()):
             self._start_from_words(config, settings.textual_layers, textual)

@@ -1,0 +1,93 @@
+"""Every method goes through the same loop and gives answers again when it is loaded from its folder."""
+
+import json
+
+import pytest
+import torch
+from helpers import tiny_backbone
+from peft import get_peft_model
+
+from mmpt.backbones import load
+from mmpt.errors import InputError
+from mmpt.methods import METHODS, method
+from mmpt.scenes import make_scene
+from mmpt.train import TrainConfig, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_tuned_saved_and_loaded(name, tmp_path):
+    chosen = METHODS[name]
+    backbone = tiny_backbone()
+    before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    config = TrainConfig(tmp_path / name, steps=2, pictures=2, turns=2, **chosen.rates)
+    folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config)
+    image, question = make_scene(3).image, "What is it?"
+    inputs = backbone.inputs([image], [question])
+    with torch.no_grad():
+        tuned = backbone.model(**inputs).logits[:, -1]
+
+    if name == "full":
+        again = load(folder)
+    else:
+        again = tiny_backbone()
+        again.add_adapter(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(again.model(**inputs).logits[:, -1], tuned, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(tiny_backbone().model(**inputs).logits[:, -1], tuned, atol=1e-4)
+    assert again.answer([image], [question], 4) == backbone.answer([image], [question], 4)
+
+    record = json.loads((folder / "training.json").read_text())
+    trained = {n for n, p in backbone.model.named_parameters() if p.requires_grad}
+    assert record["tuned_parameters"] == sum(backbone.model.get_parameter(n).numel() for n in trained)
+    if name != "full":
+        base = backbone.model.get_base_model().state_dict()
+        frozen = {key: value for key, value in before.items() if key in base}
+        assert len(frozen) > 20 and all(torch.equal(base[key], value) for key, value in frozen.items())
+
+
+def test_finished_full_fine_tuning_is_loaded(tmp_path):
+    config = TrainConfig(tmp_path / "full", steps=1, pictures=1, turns=1)
+    first = tiny_backbone()
+    train(first, None, config)
+    config.resume = True
+    second = tiny_backbone(seed=1)
+    train(second, None, config)
+    for key, value in first.model.state_dict().items():
+        torch.testing.assert_close(second.model.state_dict()[key], value)
+
+
+def test_lora_tunes_all_linear_layers_of_the_llm_and_the_projector():
+    backbone = tiny_backbone()
+    config = METHODS["lora"].configure(backbone.processor.tokenizer)
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
+    model = get_peft_model(backbone.model, config)
+    trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
+    layers = backbone.model.config.text_config.num_hidden_layers
+    assert sum("lora_A" in n for n in trained) == 7 * layers
+    assert not any("vision_tower" in n or "lm_head" in n or "embed" in n for n in trained)
+    projector = sum(n for key, n in trained.items() if "lora" not in key)
+    assert projector == sum(p.numel() for p in tiny_backbone().model.model.multi_modal_projector.parameters())
+
+
+def test_vpt_starts_as_its_code_does():
+    backbone = tiny_backbone()
+    model = get_peft_model(backbone.model, METHODS["vpt"].configure(backbone.processor.tokenizer))
+    prompts = [p for p in model.parameters() if p.requires_grad]
+    assert len(prompts) == 2 and all(p.shape == (10, 32) for p in prompts)
+    values = torch.cat([p.flatten() for p in prompts])
+    bound = (6 / (3 * 8 * 8 + 32)) ** 0.5
+    assert values.abs().max() <= bound and values.abs().max() > 0.97 * bound
+    assert abs(values.std() - bound / 3**0.5) < 0.1 * bound
+
+
+def test_unknown_method():
+    with pytest.raises(InputError, match="There is no method 'm3pt'; choose one of m2pt, "):
+        method("m3pt")
