@@ -1,4 +1,4 @@
-"""The command line: `python -m mmpt ask | train | evaluate | score | scenes`."""
+"""The command line: `python -m mmpt ask | train | evaluate | score | table | scenes`."""
 
 import argparse
 import dataclasses
@@ -8,7 +8,10 @@ import sys
 from mmpt import console
 from mmpt.errors import InputError
 
-METHODS = ("m2pt", "m2pt-carry")
+# Named here as well as in mmpt.methods, so that --help need not wait for torch.
+METHODS = (
+    "m2pt", "m2pt-carry", "m2pt-no-interaction", "vpt", "ptum", "prefix-tuning", "prompt-tuning", "lora", "full",
+)  # fmt: skip
 
 
 def ask(args):
@@ -37,13 +40,16 @@ def ask(args):
 
 def train(args):
     from mmpt.backbones import load
-    from mmpt.presets import m2pt_config
+    from mmpt.methods import method
     from mmpt.train import TrainConfig, train
 
+    chosen = method(args.method)
     names = {field.name for field in dataclasses.fields(TrainConfig)}
-    config = TrainConfig(**{name: value for name, value in vars(args).items() if name in names and value is not None})
+    given = {name: value for name, value in vars(args).items() if name in names and value is not None}
+    rates = {name: rate for name, rate in chosen.rates.items() if not (name == "relative_lr" and "lr" in given)}
+    config = TrainConfig(**rates | given)
     backbone = load(args.backbone)
-    print(f"Adapter in {train(backbone, m2pt_config(args.method, backbone.processor.tokenizer), config)}")
+    print(f"{chosen.row} in {train(backbone, chosen.configure(backbone.processor.tokenizer), config)}")
 
 
 def evaluate(args):
@@ -68,6 +74,29 @@ def score(args):
     print(render(result))
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
+
+
+def table(args):
+    from pathlib import Path
+
+    from mmpt.experiments import BUDGETS, rows_of, run
+    from mmpt.table import summarise, write
+
+    name = "quick" if args.quick else args.name
+    experiments, budget = rows_of(name), BUDGETS["quick" if args.quick else "full"]
+    seeds = budget.seeds if name in ("main", "quick") else budget.seeds[:1]
+    results, work = Path(args.results) / budget.name, Path(args.work) / budget.name
+    jobs = [(experiment, seed) for seed in seeds for experiment in experiments]
+    done = {}
+    for n, (experiment, seed) in enumerate(jobs, 1):
+        print(f"{n} of {len(jobs)}: {experiment.row}, seed {seed}", file=sys.stderr)
+        seeds_of_row = done.setdefault(experiment.row, [])
+        if experiment.method or not seeds_of_row:  # the untouched model knows no seed
+            seeds_of_row.append(run(experiment, seed, budget, results, work))
+    rows = [summarise(experiment, done[experiment.row]) for experiment in experiments]
+    folder = results if name in ("main", "quick") else results / name
+    folder.mkdir(parents=True, exist_ok=True)
+    print(write(rows, folder), end="")
 
 
 def scenes(args):
@@ -102,7 +131,7 @@ def parser():
     def command(run, help, *, adapter=None):
         sub = commands.add_parser(run.__name__, help=help, description=help)
         sub.set_defaults(run=run)
-        if run not in (scenes, score):
+        if run not in (scenes, score, table):
             sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
         if adapter:
             sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
@@ -120,7 +149,8 @@ def parser():
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--steps", type=int)
     sub.add_argument("--pictures", type=int, help="pictures a step")
-    sub.add_argument("--relative-lr", type=float, default=0.02, help="peak step of a prompt, as a share of its size")
+    sub.add_argument("--lr", type=float, help="peak learning rate (default: the method's own)")
+    sub.add_argument("--relative-lr", type=float, help="instead, of prompts: peak step as a share of their size")
     sub.add_argument("--projector-lr", type=float)
     sub.add_argument("--accumulate", type=int, help="parts that a step's pictures are cut into, to save memory")
     sub.add_argument("--precision", choices=("fp32", "bf16"), help="of the frozen weights (default: as loaded)")
@@ -139,6 +169,12 @@ def parser():
     sub.add_argument("--metric", required=True, choices=("mme", "pope", "vqa", "gqa", "vsr", "snli_ve"))
     sub.add_argument("--parser", choices=("strict", "official"), default="strict", help="how answers are read")
     sub.add_argument("--json", metavar="FILE")
+
+    sub = command(table, "Tune and measure what is missing of a table, and write it.")
+    sub.add_argument("name", nargs="?", default="main", help="main (default), or an ablation: components, lengths, …")
+    sub.add_argument("--quick", action="store_true", help="three rows on a small budget, in ten minutes")
+    sub.add_argument("--results", default="assets/results", metavar="DIR", help="results (default: assets/results)")
+    sub.add_argument("--work", default="runs", metavar="DIR", help="adapters and checkpoints (default: runs)")
 
     sub = command(scenes, "Draw scenes with their exact truth.")
     sub.add_argument("--n", type=int, default=8)

@@ -1,0 +1,246 @@
+"""What the tables are made of: a method tuned on a fixed budget, then measured on the zero-shot suites; a file each.
+
+All methods see the same questions in the same order under the same schedule. A method's learning rate is the best of
+a small grid around its own, chosen on fresh questions of the tuning tasks, never on the suites.
+"""
+
+import json
+import multiprocessing
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+
+from mmpt.errors import InputError
+from mmpt.files import write_whole
+from mmpt.methods import METHODS
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every experiment of a table may use.
+
+    Attributes:
+        name: folder of its results.
+        steps, pictures, turns: of `TrainConfig`.
+        seeds: of the main rows; ablations take the first.
+        grid: factors of a method's learning rates that are tried; one factor: no trial.
+        limit: questions of each subtask or split of a suite; None: all.
+        validation: questions a tuning task by which the grid is judged.
+    """
+
+    name: str
+    steps: int
+    pictures: int
+    turns: int
+    seeds: tuple[int, ...]
+    grid: tuple[float, ...]
+    limit: int | None
+    validation: int
+
+
+BUDGETS = {
+    "full": Budget("full", 400, 4, 4, (0, 1, 2), (1 / 3, 1.0, 3.0), None, 8),
+    "quick": Budget("quick", 40, 4, 4, (0,), (1.0,), 20, 8),
+}
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One row: a method, and where it departs from `METHODS` or from the budget.
+
+    Attributes:
+        name: of its file.
+        row: what the table calls it.
+        method: a name in `METHODS`; None: the untouched model.
+        fields: of the method's configuration, changed.
+        share: of the budget's pictures that are different ones; the others repeat them.
+    """
+
+    name: str
+    row: str
+    method: str | None
+    fields: dict = field(default_factory=dict)
+    share: float = 1.0
+
+
+ALIGN = Experiment("align", "Align (untouched)", None)
+MAIN = (ALIGN, *(Experiment(name, method.row, name) for name, method in METHODS.items()))
+QUICK = tuple(experiment for experiment in MAIN if experiment.name in ("align", "m2pt", "lora"))
+
+_NO_VISUAL = {"num_visual_prompts": 0, "tune_projector": False}
+_NO_WORDS = {"init_token_ids": None, "init_text": None}
+_NO_TEXTUAL = {"num_textual_prompts": 0, "init": "xavier_uniform"} | _NO_WORDS
+_CYCLED = {"init": "vocabulary"}  # any number of prompts may start from the same words
+
+
+def _variants(group, rows):
+    """(label, changed fields) → experiments; what changes nothing is M²PT itself and shares its file."""
+    return tuple(
+        Experiment(f"{group}-{label.replace(' ', '-')}" if fields else "m2pt", label, "m2pt", fields)
+        for label, fields in rows
+    )
+
+
+ABLATIONS: dict[str, tuple[Experiment, ...]] = {
+    "components": _variants(
+        "components",
+        [
+            ("all", {}),
+            ("no visual prompts", {"num_visual_prompts": 0}),
+            ("no textual prompts", _NO_TEXTUAL),
+            ("textual prompts alone", _NO_VISUAL),
+            ("no interaction", {"visual_readout": "none", "tune_projector": False}),
+            ("parameter read out", {"visual_readout": "parameter"}),
+        ],
+    ),
+    "lengths": _variants(
+        "lengths",
+        [
+            (f"{t} textual {v} visual", (_CYCLED | {"num_textual_prompts": t} if t else _NO_TEXTUAL) | visual)
+            for t, v in product((0, 5, 10, 20), repeat=2)
+            for visual in [{"num_visual_prompts": v}]
+        ],
+    ),
+    "location": _variants(
+        "location",
+        [("all layers", {})]
+        + [
+            (f"{where} layers".replace("_", " "), {"textual_layers": where, "visual_layers": where})
+            for where in ("first", "last", "first_half", "second_half")
+        ],
+    ),
+    "initialisation": _variants(
+        "initialisation",
+        [("instruction", {}), ("vocabulary", _CYCLED)]
+        + [(init.replace("_", " "), _NO_WORDS | {"init": init}) for init in ("xavier_uniform", "normal")],
+    ),
+    "data": (
+        *(
+            Experiment(f"data-{share:g}", f"{100 * share:g} % of the pictures", "m2pt", share=share)
+            for share in (0.03, 0.1, 0.3)
+        ),
+        Experiment("m2pt", "100 % of the pictures", "m2pt"),
+    ),
+    "order": (
+        Experiment("m2pt", "first, replace", "m2pt"),
+        Experiment("order-first-carry", "first, carry", "m2pt", {"textual_update": "carry"}),
+        Experiment("order-after-replace", "before instruction, replace", "m2pt-carry", {"textual_update": "replace"}),
+        Experiment("m2pt-carry", "before instruction, carry", "m2pt-carry"),
+    ),
+}
+
+
+def rows_of(table: str) -> tuple[Experiment, ...]:
+    """The experiments of "main", "quick" or an ablation.
+
+    Raises:
+        InputError: no such table.
+    """
+    tables = {"main": MAIN, "quick": QUICK} | ABLATIONS
+    if table not in tables:
+        raise InputError(f"There is no table {table!r}; choose one of {', '.join(tables)}.")
+    return tables[table]
+
+
+def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: Path) -> dict:
+    """The result of one experiment with one seed: read from `results` if it is there, else measured and put there.
+
+    Args:
+        results: folder for the JSON files.
+        work: folder for checkpoints and adapters; a run that was interrupted goes on from there.
+
+    Returns:
+        dict with experiment, seed, factor (of the learning rates), budget, base_parameters (LLM and vision encoder:
+        what the share of tuned ones is of), tuning (what `training.json` says) and suites (what
+        `evaluate(…, "mini")` says).
+
+    Raises:
+        InputError: what is there was measured on another budget.
+    """
+    file = results / f"{experiment.name}-s{seed}.json"
+    budget_used = json.loads(json.dumps(asdict(budget)))
+    if file.exists():
+        result = json.loads(file.read_text())
+        if result["budget"] != budget_used:
+            raise InputError(f"{file} was measured on another budget; remove it, or give another --results.")
+        return result
+    factor = _best_factor(experiment, budget, results, work) if experiment.method else None
+    result = {"experiment": experiment.name, "seed": seed, "factor": factor, "budget": budget_used}
+    result |= _in_own_process(_measure, experiment, seed, factor, budget, work, "mini")
+    results.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def _best_factor(experiment, budget, results, work):
+    """The factor of the learning rates at which the method does best on fresh questions of the tuning tasks."""
+    if len(budget.grid) == 1:
+        return budget.grid[0]
+    file = results / "grid" / f"{experiment.method}.json"
+    tried = json.loads(file.read_text()) if file.exists() else {}
+    plain = next(row for row in MAIN if row.name == experiment.method)  # an ablation takes its method's
+    for factor in budget.grid:
+        if f"{factor:g}" not in tried:
+            outcome = _in_own_process(_measure, plain, budget.seeds[0], factor, budget, work, "tasks")
+            tried[f"{factor:g}"] = outcome["suites"]["figures"]["mean"]
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(file, json.dumps(tried, indent=1) + "\n")
+    return max(budget.grid, key=lambda factor: tried[f"{factor:g}"])
+
+
+def _in_own_process(function, *args):
+    """So that its peak memory is its own."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except BrokenProcessPool as error:
+            raise InputError(
+                "The experiment's process was killed, most likely for want of memory; close other programs and repeat "
+                "the command: what is done is kept."
+            ) from error
+
+
+def _measure(experiment, seed, factor, budget, work, suite):
+    import mmpt
+    from mmpt.evaluate import evaluate
+    from mmpt.m2pt import M2PTConfig
+
+    backbone, tuning = mmpt.load("tiny"), {}
+    base_parameters = mmpt.parameter_report(backbone.model, M2PTConfig()).base
+    if experiment.method:
+        folder = Path(work) / f"{experiment.name}-s{seed}-x{factor:g}"
+        tuning = tune(backbone, experiment, seed, factor, budget, folder)
+        if suite == "mini" and experiment.method == "full":
+            shutil.rmtree(folder)  # a whole model of half a gigabyte
+    limit = budget.validation if suite == "tasks" else budget.limit
+    return {
+        "base_parameters": base_parameters,
+        "tuning": tuning,
+        "suites": evaluate(backbone, suite, limit=limit),
+    }
+
+
+def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Budget, folder: Path) -> dict:
+    """Tune `backbone` as the experiment says; returns what `training.json` says of it."""
+    from mmpt.train import TrainConfig, train
+
+    method = METHODS[experiment.method]
+    pictures = budget.steps * budget.pictures
+    config = TrainConfig(
+        folder,
+        steps=budget.steps,
+        pictures=budget.pictures,
+        turns=budget.turns,
+        seed=seed,
+        scenes=None if experiment.share == 1 else max(1, round(experiment.share * pictures)),
+        resume=True,
+        **{name: factor * rate for name, rate in method.rates.items()},
+    )
+    configuration = method.configure(backbone.processor.tokenizer)
+    if experiment.fields:
+        configuration = replace(configuration, **experiment.fields)
+    train(backbone, configuration, config)
+    return json.loads((folder / "training.json").read_text())

@@ -1,0 +1,121 @@
+"""Results of experiments as one table: Markdown for people, CSV for programs, a figure for the eye."""
+
+import csv
+import io
+from pathlib import Path
+from statistics import mean, stdev
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from mmpt.experiments import Experiment
+from mmpt.files import write_whole
+from mmpt.suites import SUITES
+
+AVERAGE = "Average"  # the paper's: all columns but MME
+
+
+def summarise(experiment: Experiment, results: list[dict]) -> dict:
+    """One row: means over the seeds.
+
+    Args:
+        results: what `mmpt.experiments.run` gave, one a seed.
+
+    Returns:
+        dict with method, seeds, tuned (parameters), share (per cent), questions_s (a second while tuning), peak_mib,
+        minutes (of tuning), and for each suite and AVERAGE its chief figure, with low and high ends of the 95 %
+        interval over questions where there are any, chance, unparsed (per cent, mean over suites), and the standard
+        deviation of AVERAGE over seeds, "seeds_sd" (None for one seed).
+    """
+    row = {"method": experiment.row, "seeds": len(results)}
+    tuning = [r["tuning"] for r in results if r["tuning"]]
+    if tuning:
+        row |= {
+            "tuned": tuning[0]["tuned_parameters"],
+            "share": 100 * tuning[0]["tuned_parameters"] / results[0]["base_parameters"],
+            "questions_s": mean(t["questions"] / t["seconds"] for t in tuning),
+            "peak_mib": max(t["peak_mib"] for t in tuning),
+            "minutes": mean(t["seconds"] for t in tuning) / 60,
+        }
+    for name in SUITES:
+        suites = [r["suites"]["suites"][name] for r in results]
+        chief = next(iter(suites[0]["figures"]))
+        row[name] = mean(s["figures"][chief] for s in suites)
+        row[f"{name} low"], row[f"{name} high"] = (mean(s["interval"][chief][i] for s in suites) for i in (0, 1))
+        row[f"{name} chance"] = suites[0]["chance"][chief]
+    averages = [r["suites"]["figures"]["average"] for r in results]
+    row[AVERAGE] = mean(averages)
+    row[f"{AVERAGE} chance"] = results[0]["suites"]["chance"]["average"]
+    row["unparsed"] = mean(s["unparsed"] for r in results for s in r["suites"]["suites"].values())
+    row["seeds_sd"] = stdev(averages) if len(averages) > 1 else None
+    return row
+
+
+def markdown(rows: list[dict]) -> str:
+    """The table with one line a method and its 95 % intervals, and the chance level as the last line."""
+    columns = {"Average": AVERAGE} | {f"*{name}*": name for name in SUITES}
+    head = ["Method", "tuned", "questions/s", "peak MiB", *columns]
+    lines = [head, ["---", *["--:"] * (len(head) - 1)]]
+    for row in rows:
+        tuned = f"{row['tuned']:,} ({row['share']:.2f} %)" if "tuned" in row else "–"
+        speed, peak = (
+            f"{row[key]:.{digits}f}" if key in row else "–" for key, digits in (("questions_s", 1), ("peak_mib", 0))
+        )
+        lines.append([row["method"], tuned, speed, peak, *(_cell(row, name) for name in columns.values())])
+    lines.append(["best fixed answer", "", "", "", *(f"{rows[0][f'{name} chance']:.1f}" for name in columns.values())])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _cell(row, name):
+    if name == AVERAGE:
+        return f"**{row[name]:.1f}**" + (f" ± {row['seeds_sd']:.1f}" if row["seeds_sd"] is not None else "")
+    return f"{row[name]:.1f} [{row[f'{name} low']:.0f}, {row[f'{name} high']:.0f}]"
+
+
+def to_csv(rows: list[dict]) -> str:
+    """Every number of every row; columns that a row has not are empty."""
+    out = io.StringIO()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    writer = csv.DictWriter(out, names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+
+def figure(rows: list[dict]) -> go.Figure:
+    """A panel a suite: each method's figure with its 95 % interval, and what the best fixed answer gets."""
+    names = [AVERAGE, *SUITES]
+    panels = make_subplots(rows=3, cols=3, subplot_titles=names, shared_yaxes=True, vertical_spacing=0.1)
+    methods = [row["method"] for row in rows]
+    for i, name in enumerate(names):
+        at = {"row": i // 3 + 1, "col": i % 3 + 1}
+        values = [row[name] for row in rows]
+        bars = None
+        if name != AVERAGE:
+            bars = {
+                "type": "data",
+                "symmetric": False,
+                "array": [row[f"{name} high"] - row[name] for row in rows],
+                "arrayminus": [row[name] - row[f"{name} low"] for row in rows],
+            }
+        panels.add_trace(
+            go.Scatter(x=values, y=methods, mode="markers", error_x=bars, marker={"size": 9, "color": "#0072B2"}), **at
+        )
+        panels.add_vline(rows[0][f"{name} chance"], line={"dash": "dot", "color": "#888"}, **at)
+    panels.update_yaxes(autorange="reversed")
+    panels.update_layout(
+        title="Zero-shot figures of each method, 95 % intervals over questions; dotted: the best fixed answer",
+        showlegend=False,
+        height=260 + 60 * len(rows),
+        template="plotly_white",
+    )
+    return panels
+
+
+def write(rows: list[dict], folder: Path) -> str:
+    """Write table.md, table.csv and table.html to `folder`; returns the Markdown."""
+    text = markdown(rows)
+    write_whole(folder / "table.md", text)
+    write_whole(folder / "table.csv", to_csv(rows))
+    write_whole(folder / "table.html", figure(rows).to_html(include_plotlyjs="cdn"))
+    return text

@@ -1,0 +1,112 @@
+"""Experiments: every row can be tuned, nothing is measured twice, learning rates are chosen on the tuning tasks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import tiny_backbone
+from peft import get_peft_model
+
+import mmpt.experiments
+from mmpt.errors import InputError
+from mmpt.experiments import ABLATIONS, BUDGETS, MAIN, QUICK, Budget, Experiment, rows_of, run, tune
+from mmpt.methods import METHODS
+
+SMALL = Budget("small", 2, 2, 2, (0,), (1.0,), 2, 2)
+GRID = replace(SMALL, grid=(0.5, 1.0, 2.0))
+EVERY = {row.name: row for rows in (MAIN, QUICK, *ABLATIONS.values()) for row in rows if row.method}
+
+
+def test_tables_are_those_of_the_paper_and_ours():
+    assert {row.method for row in MAIN} == {None, *METHODS}
+    assert set(ABLATIONS) == {"components", "lengths", "location", "initialisation", "data", "order"}
+    assert rows_of("quick") == QUICK and [row.name for row in QUICK] == ["align", "m2pt", "lora"]
+    for rows in (MAIN, *ABLATIONS.values()):
+        assert len({row.name for row in rows}) == len({row.row for row in rows}) == len(rows)
+    with pytest.raises(InputError, match="There is no table 'length'; choose one of main, quick, components, lengths"):
+        rows_of("length")
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_every_row_can_be_configured(name):
+    row, backbone = EVERY[name], tiny_backbone()
+    config = METHODS[row.method].configure(backbone.processor.tokenizer)
+    if config is None:
+        return
+    changed = replace(config, **row.fields)
+    model = get_peft_model(backbone.model, changed)
+    assert any(p.requires_grad for p in model.parameters())
+    assert all(getattr(changed, key) == value for key, value in row.fields.items())
+
+
+def test_one_file_is_one_setting():
+    """Rows of different tables that share a file share all that is measured."""
+    for rows in (MAIN, *ABLATIONS.values()):
+        for row in rows:
+            if row.method:
+                same = EVERY[row.name]
+                assert (row.method, row.fields, row.share) == (same.method, same.fields, same.share)
+
+
+def test_tuning_follows_the_budget(tmp_path):
+    row = Experiment("data-0.5", "half", "lora", share=0.5)
+    torch.set_num_threads(1)
+    record = tune(tiny_backbone(), row, 3, 0.5, SMALL, tmp_path / "run")
+    config = record["config"]
+    assert (config["steps"], config["pictures"], config["turns"], config["seed"]) == (2, 2, 2, 3)
+    assert config["scenes"] == 2 and config["lr"] == 0.5 * METHODS["lora"].rates["lr"]
+    assert record["questions"] == 8 and record["peak_mib"] > 100
+    assert tune(tiny_backbone(), row, 3, 0.5, SMALL, tmp_path / "run") == record  # finished: not tuned again
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Stands in for the measuring process: what was asked of it, and figures that favour twice the rate."""
+    asked = []
+
+    def measure(function, row, seed, factor, budget, work, suite):
+        asked.append((row.name, seed, factor, suite))
+        return {"base_parameters": 1, "tuning": {}, "suites": {"figures": {"mean": 10 * (factor or 0)}}}
+
+    monkeypatch.setattr(mmpt.experiments, "_in_own_process", measure)
+    return asked
+
+
+def test_nothing_is_measured_twice(measured, tmp_path):
+    first = run(MAIN[1], 0, SMALL, tmp_path / "results", tmp_path / "work")
+    assert run(MAIN[1], 0, SMALL, tmp_path / "results", tmp_path / "work") == first
+    run(MAIN[0], 0, SMALL, tmp_path / "results", tmp_path / "work")
+    assert measured == [("m2pt", 0, 1.0, "mini"), ("align", 0, None, "mini")]
+    with pytest.raises(InputError, match="m2pt-s0.json was measured on another budget; remove it"):
+        run(MAIN[1], 0, GRID, tmp_path / "results", tmp_path / "work")
+    assert sorted(file.name for file in (tmp_path / "results").iterdir()) == ["align-s0.json", "m2pt-s0.json"]
+
+
+def test_the_rate_is_chosen_on_the_tuning_tasks(measured, tmp_path):
+    lora = next(row for row in MAIN if row.name == "lora")
+    assert run(lora, 1, GRID, tmp_path, Path("work"))["factor"] == 2.0
+    assert measured == [("lora", 0, f, "tasks") for f in GRID.grid] + [("lora", 1, 2.0, "mini")]
+    assert json.loads((tmp_path / "grid" / "lora.json").read_text()) == {"0.5": 5.0, "1": 10.0, "2": 20.0}
+    measured.clear()
+    run(lora, 2, GRID, tmp_path, Path("work"))
+    assert measured == [("lora", 2, 2.0, "mini")]
+
+
+def test_an_ablation_takes_its_methods_rate(measured, tmp_path):
+    row = ABLATIONS["components"][1]
+    assert run(row, 0, GRID, tmp_path, Path("work"))["factor"] == 2.0
+    assert measured == [("m2pt", 0, f, "tasks") for f in GRID.grid] + [(row.name, 0, 2.0, "mini")]
+
+
+def test_an_interrupted_grid_goes_on(measured, tmp_path):
+    (tmp_path / "grid").mkdir()
+    (tmp_path / "grid" / "m2pt.json").write_text('{"0.5": 99.0}')
+    assert run(MAIN[1], 0, GRID, tmp_path, Path("work"))["factor"] == 0.5
+    assert measured == [("m2pt", 0, 1.0, "tasks"), ("m2pt", 0, 2.0, "tasks"), ("m2pt", 0, 0.5, "mini")]
+
+
+def test_budgets():
+    for budget in BUDGETS.values():
+        assert 1.0 in budget.grid and budget.seeds[0] == 0

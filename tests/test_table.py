@@ -1,0 +1,71 @@
+"""The table says what the results say."""
+
+import csv
+import io
+
+import pytest
+
+from mmpt.experiments import MAIN
+from mmpt.suites import SUITES
+from mmpt.table import figure, markdown, summarise, to_csv, write
+
+ALIGN, M2PT = MAIN[:2]
+
+
+def result(average, value, tuned=None):
+    """As `mmpt.experiments.run` gives it: every suite's chief figure is `value`."""
+    suites = {
+        name: {
+            "figures": {"chief": value, "other": 1.0},
+            "interval": {"chief": [value - 4, value + 6], "other": [0.0, 2.0]},
+            "chance": {"chief": 30.0, "other": 0.0},
+            "unparsed": 5.0,
+        }
+        for name in SUITES
+    }
+    tuning = {"tuned_parameters": tuned, "questions": 600, "seconds": 120.0, "peak_mib": 900} if tuned else {}
+    totals = {"figures": {"average": average}, "chance": {"average": 25.0}, "suites": suites}
+    return {"base_parameters": 1000, "tuning": tuning, "suites": totals}
+
+
+@pytest.fixture
+def rows():
+    return [summarise(ALIGN, [result(20.0, 40.0)]), summarise(M2PT, [result(50.0, 60.0, 9), result(54.0, 70.0, 9)])]
+
+
+def test_summary(rows):
+    align, m2pt = rows
+    assert (align["method"], align["seeds"], align["Average"]) == ("Align (untouched)", 1, 20.0)
+    assert align["seeds_sd"] is None and "tuned" not in align
+    assert (m2pt["tuned"], m2pt["share"], m2pt["questions_s"], m2pt["minutes"]) == (9, 0.9, 5.0, 2.0)
+    assert m2pt["Average"] == 52.0 and m2pt["seeds_sd"] == pytest.approx(8**0.5)
+    assert (m2pt["mini-vsr"], m2pt["mini-vsr low"], m2pt["mini-vsr high"]) == (65.0, 61.0, 71.0)
+    assert (m2pt["mini-vsr chance"], m2pt["unparsed"]) == (30.0, 5.0)
+
+
+def test_markdown(rows):
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown(rows).splitlines()]
+    assert len({len(line) for line in lines}) == 1
+    head, _, align, m2pt, chance = (dict(zip(lines[0], line)) for line in lines)
+    assert align["tuned"] == "–" and align["*mini-pope*"] == "40.0 [36, 46]" and align["Average"] == "**20.0**"
+    assert m2pt["tuned"] == "9 (0.90 %)" and m2pt["Average"] == "**52.0** ± 2.8" and m2pt["questions/s"] == "5.0"
+    assert chance["Method"] == "best fixed answer" and chance["Average"] == "25.0" and chance["*mini-vsr*"] == "30.0"
+
+
+def test_csv_holds_every_number(rows):
+    read = list(csv.DictReader(io.StringIO(to_csv(rows))))
+    assert [row["method"] for row in read] == ["Align (untouched)", "M²PT"]
+    assert read[0]["tuned"] == "" and float(read[1]["mini-mnist high"]) == 71.0
+    assert set(read[0]) == set(rows[0]) | set(rows[1])
+
+
+def test_figure(rows):
+    traces = figure(rows).data
+    assert len(traces) == 1 + len(SUITES)
+    assert list(traces[0].x) == [20.0, 52.0] and list(traces[1].x) == [40.0, 65.0]
+    assert list(traces[1].error_x.array) == [6.0, 6.0] and list(traces[1].error_x.arrayminus) == [4.0, 4.0]
+
+
+def test_files(rows, tmp_path):
+    assert write(rows, tmp_path) == (tmp_path / "table.md").read_text() == markdown(rows)
+    assert {file.name for file in tmp_path.iterdir()} == {"table.md", "table.csv", "table.html"}
