@@ -148,6 +148,7 @@ def parser():
     sub.add_argument("--method", choices=METHODS, required=True)
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--steps", type=int)
+    sub.add_argument("--start", metavar="ADAPTER", help="go on tuning from a shipped adapter or a folder")
     sub.add_argument("--pictures", type=int, help="pictures a step")
     sub.add_argument("--lr", type=float, help="peak learning rate (default: the method's own)")
     sub.add_argument("--relative-lr", type=float, help="instead, of prompts: peak step as a share of their size")

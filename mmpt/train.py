@@ -18,12 +18,19 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import PeftConfig, PeftModel, get_peft_model
+from peft import (
+    PeftConfig,
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    load_peft_weights,
+    set_peft_model_state_dict,
+)
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
-from mmpt.backbones import Backbone, load
+from mmpt.backbones import Backbone, adapter_folder, load
 from mmpt.errors import InputError
 from mmpt.runs import finish, log, open_run, save
 from mmpt.scenes import SEEDS, Scene, make_scene
@@ -60,6 +67,7 @@ class TrainConfig:
     resume: bool = False  # go on from out/checkpoint.pt if there is one
     tasks: tuple[str, ...] | None = None  # None: all
     scenes: int | None = None  # how many different pictures are used; None: always new ones
+    start: str | Path | None = None  # adapter of the same method to go on from; None: as the method starts
 
     def __post_init__(self):
         for name in ("steps", "pictures", "turns", "accumulate", "save_every", "log_every", "scenes"):
@@ -84,6 +92,9 @@ class TrainConfig:
                 "make pictures a multiple of accumulate."
             )
         self.tasks = None if self.tasks is None else check_tasks(self.tasks)
+        if self.start is not None:
+            adapter_folder(self.start)
+            self.start = str(self.start)
         self.out = Path(self.out)
 
 
@@ -98,8 +109,9 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     says how the adapter came about. With `resume`, a finished run is loaded and returned as it is.
 
     Raises:
-        InputError: `out` is a file or holds another run, the backbone carries an adapter already, the pictures do not
-            divide among the processes, something cannot be written, or the loss is no longer a number.
+        InputError: `out` is a file or holds another run, the backbone carries an adapter already, `start` does not
+            fit, the pictures do not divide among the processes, something cannot be written, or the loss is no longer
+            a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     accelerator = Accelerator(cpu=backbone.model.device.type == "cpu")
@@ -117,10 +129,14 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             backbone.add_adapter(config.out)
         return config.out
     torch.manual_seed(config.seed)
+    if peft_config is None and config.start:
+        raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as the backbone.")
     if peft_config is None:
         backbone.model.requires_grad_(True).model.vision_tower.requires_grad_(False)
     else:
         backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
+        if config.start:
+            _start_from(backbone, adapter_folder(config.start))
     model = backbone.model
     tuned = _prepare(model, backbone.name, config)
     loss_of = accelerator.prepare(AnswerLoss(model))
@@ -252,6 +268,22 @@ def _step(backbone, loss_of, optimizer, tuned, accelerator, config, step):
     optimizer.step()
     optimizer.zero_grad()
     return total, asked
+
+
+def _start_from(backbone, folder):
+    """Copy the adapter's weights. PEFT itself would pass over what does not fit."""
+    weights = load_peft_weights(folder, device=str(backbone.model.device))
+    try:
+        set_peft_model_state_dict(backbone.model, weights)
+        now = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
+        wrong = [k for k in sorted(weights.keys() | now.keys()) if k not in weights or k not in now]
+    except (RuntimeError, ValueError, KeyError) as error:
+        wrong = [str(error).splitlines()[0]]
+    if wrong:
+        raise InputError(
+            f"The adapter in {folder} cannot be the start ({wrong[0]}); give one of the same method and settings that "
+            f"was tuned on {backbone.name}."
+        )
 
 
 def _prepare(model, name, config):

@@ -393,6 +393,16 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
         run(tmp_path / "out")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_starts_from_an_adapter(tmp_path, method):
+    first = run(tmp_path / "first", method)
+    again = run(tmp_path / "again", method, steps=1, lr=1e-9, projector_lr=1e-9, start=tmp_path / "first")
+    assert first.keys() == again.keys()
+    for name, value in first.items():
+        torch.testing.assert_close(again[name], value, atol=1e-6, rtol=0)
+    assert not same(first, run(tmp_path / "fresh", method, steps=1, lr=1e-9, projector_lr=1e-9))
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
@@ -435,6 +445,18 @@ def test_a_backbone_with_an_adapter_is_refused(tmp_path):
     with pytest.raises(InputError, match="carries an adapter already; load it afresh"):
         train(backbone, METHODS["lora"](), settings(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_start_that_does_not_fit(tmp_path):
+    run(tmp_path / "m2pt", "m2pt")
+    run(tmp_path / "lora")
+    for method, start in (("m2pt", "lora"), ("lora", "m2pt"), ("prompt tuning", "lora")):
+        with pytest.raises(InputError, match=f"{start} cannot be the start .* give one of the same method"):
+            run(tmp_path / "out" / method, method, start=tmp_path / start)
+    with pytest.raises(InputError, match="There is no adapter 'nowhere'"):
+        settings(tmp_path, start="nowhere")
+    with pytest.raises(InputError, match="starts from a backbone, not an adapter"):
+        train(tiny_backbone(), None, settings(tmp_path / "full", start=tmp_path / "lora"))
 
 
 # --- several processes -------------------------------------------------------------------------------------------
