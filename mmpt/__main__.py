@@ -10,7 +10,8 @@ from mmpt.errors import InputError
 
 # Named here as well as in mmpt.methods, so that --help need not wait for torch.
 METHODS = (
-    "m2pt", "m2pt-carry", "m2pt-no-interaction", "vpt", "ptum", "prefix-tuning", "prompt-tuning", "lora", "full",
+    "m2pt", "m2pt-carry", "m2pt-no-interaction", "vpt", "ptum", "aprompt", "prefix-tuning", "prompt-tuning", "lora",
+    "full",
 )  # fmt: skip
 
 

@@ -43,6 +43,19 @@ def _lora(tokenizer):
     )
 
 
+def _aprompt(tokenizer):
+    return M2PTConfig.from_text(
+        tokenizer,
+        FIRST,
+        init="vocabulary",
+        num_textual_prompts=10,
+        num_visual_prompts=0,
+        tune_projector=False,
+        num_kv_prompts=10,
+        num_feature_prompts=10,
+    )
+
+
 def _vpt(tokenizer):
     return M2PTConfig(
         num_textual_prompts=0, num_visual_prompts=10, visual_readout="none", tune_projector=False, init="vpt_uniform"
@@ -73,6 +86,7 @@ METHODS: dict[str, Method] = {
     ),
     "vpt": Method("VPT-deep", _vpt, {"lr": 3e-3}),
     "ptum": Method("PTUM", _prefix_tuning(False), {"lr": 1e-2}),
+    "aprompt": Method("APrompt", _aprompt, {"relative_lr": 0.02, "lr": 3e-3}),
     "prefix-tuning": Method("Prefix tuning", _prefix_tuning(True), {"lr": 1e-3}),
     "prompt-tuning": Method("Prompt tuning", _prompt_tuning, {"lr": 3e-3}),
     "lora": Method("LoRA (r 16)", _lora, {"lr": 5e-4, "projector_lr": 5e-4}),

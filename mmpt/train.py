@@ -320,7 +320,7 @@ def _sizes(model, tuned):
     times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero
     are added to what a slot carries; theirs is the size of what the layer before adds to its input.
     """
-    prompts = {name: p.detach() for name, p in tuned.items() if "prompts" in name}
+    prompts = {name: p.detach() for name, p in tuned.items() if "textual_prompts" in name or "visual_prompts" in name}
     sizes = {name: _typical_size(p) for name, p in prompts.items()}
     zero = [name for name in sizes if sizes[name] == 0]
     if zero:

@@ -78,6 +78,12 @@ class Backbone:
             return ()
         return resolve_layers("textual_layers", config.textual_layers, len(self.textual_blocks))
 
+    def attention_layers(self, config: M2PTConfig) -> tuple[int, ...]:
+        """The LLM layers that get prompts inside their attention under `config`."""
+        if config.num_kv_prompts == 0:
+            return ()
+        return resolve_layers("textual_layers", config.textual_layers, len(self.textual_blocks))
+
     def image_mask(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         """(B, T) bool: which columns are image placeholders, told as the host tells it."""
         if input_ids is not None:

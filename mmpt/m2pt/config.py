@@ -47,9 +47,12 @@ class M2PTConfig(PeftConfig):
             `textual_position="first"` only, since after an image the inputs depend on the image). The words are for
             the LLM: visual prompts start from xavier_uniform then. "vpt_uniform": visual prompts as VPT's code starts
             them, bound sqrt(6 / (3 patch² + D)); textual prompts from xavier_uniform.
-        init_std: standard deviation of "normal".
+        init_std: standard deviation of "normal", and of prompts inside attention.
         init_token_ids: tokens of the words for "vocabulary" and "instruction"; see `from_text`.
         init_text: those words, kept for the reader of the saved file.
+        num_kv_prompts: learned keys and values in front of the sequence's own in each of `textual_layers` (APrompt;
+            mmpt/m2pt/attention_prompts.py).
+        num_feature_prompts: learned features appended to that attention's queries and keys (APrompt).
 
     Raises:
         ValueError: a field's value is out of its range, or two fields contradict each other.
@@ -68,6 +71,8 @@ class M2PTConfig(PeftConfig):
     init_std: float = field(default=0.02, metadata={"help": "Standard deviation of init='normal'."})
     init_token_ids: list[int] | None = field(default=None, metadata={"help": "Token ids of the initial words."})
     init_text: str | None = field(default=None, metadata={"help": "The initial words, for the reader."})
+    num_kv_prompts: int = field(default=0, metadata={"help": "Learned keys and values in each listed LLM layer."})
+    num_feature_prompts: int = field(default=0, metadata={"help": "Learned features of its queries and keys."})
 
     # PEFT reads this attribute; the modules are found by structure, so it is not a field and never saved.
     target_modules = None
@@ -75,14 +80,19 @@ class M2PTConfig(PeftConfig):
     def __post_init__(self):
         super().__post_init__()
         self.peft_type = PeftType["M2PT"]
-        for name in ("num_textual_prompts", "num_visual_prompts"):
+        for name in ("num_textual_prompts", "num_visual_prompts", "num_kv_prompts", "num_feature_prompts"):
             value = getattr(self, name)
             if type(value) is not int or value < 0:
-                raise ValueError(f"{name}={value!r}: must be an integer of 0 or more; 0 turns that side off.")
-        if not (self.num_textual_prompts or self.num_visual_prompts or self.tune_projector):
+                raise ValueError(f"{name}={value!r}: must be an integer of 0 or more; 0 turns them off.")
+        if not (self.num_textual_prompts or self.num_visual_prompts or self.num_kv_prompts or self.tune_projector):
             raise ValueError(
-                "num_textual_prompts=0, num_visual_prompts=0 and tune_projector=False leave nothing to tune: "
-                "set at least one of them."
+                "num_textual_prompts=0, num_visual_prompts=0, num_kv_prompts=0 and tune_projector=False leave nothing "
+                "to tune: set at least one of them."
+            )
+        if self.num_feature_prompts and not self.num_kv_prompts:
+            raise ValueError(
+                f"num_feature_prompts={self.num_feature_prompts} weighs tokens against num_kv_prompts, which is 0: "
+                "raise that, or leave it out."
             )
         for name, allowed in CHOICES.items():
             value = getattr(self, name)

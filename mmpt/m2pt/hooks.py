@@ -4,6 +4,7 @@
     projector      f_in      slot outputs and patches to language space              `Interaction`
     LlavaModel     before    make room in ids, mask and positions                    `_before_host`
     language model block j   overwrite (or add to) the textual slots
+    its attention            learned keys and values before the sequence's own
     LlavaModel     after     strip the slots                                         `_after_host`
 
 The caller's inputs are those of the base model. Slots stand at the end of the vision sequence: attention there knows
@@ -48,6 +49,7 @@ class Hooks:
             add(block.register_forward_pre_hook(partial(self._before_visual_block, i)))
         for j, block in enumerate(b.textual_blocks):
             add(block.register_forward_pre_hook(partial(self._before_textual_block, j), with_kwargs=True))
+            add(block.self_attn.register_forward_pre_hook(partial(self._before_attention, j), with_kwargs=True))
         add(b.host.register_forward_pre_hook(self._before_host, with_kwargs=True))
         add(b.host.register_forward_hook(self._after_host, with_kwargs=True))
         b.host.multi_modal_projector = Interaction(b.host.multi_modal_projector, self.layer)
@@ -109,7 +111,16 @@ class Hooks:
                 prompts = prompts + hidden.gather(1, columns)
             args = (hidden.scatter(1, columns, prompts), *args[1:])
             call.prompted += 1
+        if j in settings.attention_layers:
+            kwargs[CALL] = call
         return args, kwargs
+
+    def _before_attention(self, j: int, attention: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+        call = kwargs.pop(CALL, None)
+        if call is None:
+            return None
+        call.prompted += 1
+        return args, self.layer.m2pt_attention_prompts[call.adapter][str(j)].enter(attention, kwargs)
 
     def _before_host(self, host: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         kwargs = dict(zip(self.layer.backbone.signature, args)) | kwargs
@@ -169,6 +180,9 @@ class Hooks:
             kwargs["input_ids"] = layout.ids(ids, b.image_token_id)
         else:
             kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
+        if settings.attention_layers and mask is not None and kwargs.get("position_ids") is None:
+            # Keys of prompts inside attention have no position, so a token's must not depend on its row's padding.
+            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         mask = kwargs["attention_mask"] = layout.mask(mask)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
@@ -190,7 +204,7 @@ class Hooks:
         kwargs["attention_mask"] = known.extend(known.mask, mask, seen + T)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"] + known.shift
-        if known.early_mask is None:
+        if known.early_mask is None and not self.layer.settings[known.adapter].attention_layers:
             return None
         early = known.extend(known.early_mask, mask, seen + T)
         return Call(known.adapter, None, self._early(early, kwargs, (B, T)), known)
@@ -211,10 +225,11 @@ class Hooks:
         call = kwargs.get(CALL)
         if call is None or call.layout is None:
             return None
-        expected = len(self.layer.settings[call.adapter].textual_layers)
+        settings = self.layer.settings[call.adapter]
+        expected = len(settings.textual_layers) + len(settings.attention_layers)
         if call.prompted != expected:
             raise RuntimeError(
-                f"{type(host.language_model).__name__} let {call.prompted} of {expected} layers see their textual "
+                f"{type(host.language_model).__name__} let {call.prompted} of {expected} layers see their "
                 "prompts: it does not hand keyword arguments on to its layers, so M2PT cannot tune it."
             )
         as_tuple = isinstance(output, tuple)

@@ -11,6 +11,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from mmpt.m2pt.attention_prompts import AttentionPrompts
 from mmpt.m2pt.backbone import Backbone, images_by_row
 from mmpt.m2pt.config import WORD_INITS, M2PTConfig
 from mmpt.m2pt.hooks import Hooks
@@ -30,6 +31,7 @@ class Settings:
     config: M2PTConfig
     visual_layers: tuple[int, ...]
     textual_layers: tuple[int, ...]
+    attention_layers: tuple[int, ...]
 
     @property
     def late(self) -> bool:
@@ -46,10 +48,10 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
     """All adapters of one host.
 
     Parameters are named m2pt_visual_prompts.<adapter>.<layer> (P, D_vision), m2pt_textual_prompts.<adapter>.<layer>
-    (P, D_text) and m2pt_projector.<adapter>.*.
+    (P, D_text), m2pt_attention_prompts.<adapter>.<layer>.* and m2pt_projector.<adapter>.*.
     """
 
-    adapter_layer_names = ("m2pt_visual_prompts", "m2pt_textual_prompts", "m2pt_projector")
+    adapter_layer_names = ("m2pt_visual_prompts", "m2pt_textual_prompts", "m2pt_attention_prompts", "m2pt_projector")
     other_param_names = ("settings",)
     # There is no one base weight: PEFT's properties would look for it on `base_layer`.
     weight = bias = None
@@ -59,6 +61,7 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         self.backbone = backbone
         self.m2pt_visual_prompts = nn.ModuleDict()
         self.m2pt_textual_prompts = nn.ModuleDict()
+        self.m2pt_attention_prompts = nn.ModuleDict()
         self.m2pt_projector = nn.ModuleDict()
         self.settings: dict[str, Settings] = {}
         self.merged_adapters = []
@@ -82,7 +85,12 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             ValueError: the configuration does not fit the host.
         """
         backbone = self.backbone
-        settings = Settings(config, backbone.visual_layers(config), backbone.textual_layers(config))
+        settings = Settings(
+            config,
+            backbone.visual_layers(config),
+            backbone.textual_layers(config),
+            backbone.attention_layers(config),
+        )
         if config.init_token_ids and max(config.init_token_ids) >= backbone.host.get_input_embeddings().num_embeddings:
             raise ValueError(
                 f"init_token_ids goes up to {max(config.init_token_ids)}, but the model knows "
@@ -103,6 +111,15 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             self.m2pt_visual_prompts[adapter_name] = nn.ParameterDict(visual)
         if textual:
             self.m2pt_textual_prompts[adapter_name] = nn.ParameterDict(textual)
+        if settings.attention_layers:
+            self.m2pt_attention_prompts[adapter_name] = nn.ModuleDict(
+                {
+                    str(j): AttentionPrompts(
+                        backbone.textual_blocks[j].self_attn, config.num_kv_prompts, config.num_feature_prompts
+                    )
+                    for j in settings.attention_layers
+                }
+            )
         if projector is not None:
             self.m2pt_projector[adapter_name] = projector
         self.settings[adapter_name] = settings
@@ -118,13 +135,14 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         normal          N(0, init_std)
         vocabulary      embeddings of init_token_ids, cycled to P
         instruction     inputs of each layer when the frozen LLM reads init_token_ids
+        (always)        prompts inside attention: N(0, init_std)
         vpt_uniform     visual prompts: U(-b, b), b = sqrt(6 / (3 patch² + D)), as if they were patches to be embedded
         """
         settings = self.settings[adapter_name]
         config = settings.config
         visual = self.m2pt_visual_prompts[adapter_name] if settings.visual_layers else {}
         textual = self.m2pt_textual_prompts[adapter_name] if settings.textual_layers else {}
-        patch = 3 * self.backbone.host.vision_tower.config.patch_size ** 2
+        patch = 3 * self.backbone.host.vision_tower.config.patch_size**2
         drawn = [(p, patch if config.init == "vpt_uniform" else p.numel()) for p in visual.values()]
         drawn += [(p, p.numel()) for p in textual.values()] if config.init not in WORD_INITS else []
         for prompt, fan in drawn:
@@ -133,6 +151,9 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             else:
                 bound = math.sqrt(6 / (fan + prompt.shape[1]))
                 nn.init.uniform_(prompt, -bound, bound)
+        if settings.attention_layers:
+            for parameter in self.m2pt_attention_prompts[adapter_name].parameters():
+                nn.init.normal_(parameter, std=config.init_std)
         if config.init in WORD_INITS and not any(p.is_meta for p in textual.values()):
             self._start_from_words(config, settings.textual_layers, textual)
 

@@ -15,6 +15,7 @@ class ParameterReport:
     Attributes:
         visual_prompts: layers · Pv · D_vision.
         textual_prompts: layers · Pt · D_text.
+        attention_prompts: inside the LLM's attention: layers · 2 · (G · P · D_head + H · F).
         projector: of the tuned copy, 0 if it is not tuned.
         head: lm_head is never tuned, so 0; the paper's code trains all of it.
         base: LLM (with embeddings and head) and vision encoder, what the paper's percentage is of.
@@ -25,10 +26,11 @@ class ParameterReport:
     projector: int
     base: int
     head: int = 0
+    attention_prompts: int = 0
 
     @property
     def prompts(self) -> int:
-        return self.visual_prompts + self.textual_prompts
+        return self.visual_prompts + self.textual_prompts + self.attention_prompts
 
     @property
     def total(self) -> int:
@@ -62,4 +64,11 @@ def parameter_report(model: nn.Module, config: M2PTConfig) -> ParameterReport:
         textual_prompts=len(backbone.textual_layers(config)) * config.num_textual_prompts * backbone.textual_width,
         projector=sum(p.numel() for p in projector.parameters()) if config.tune_projector else 0,
         base=sum(weights.values()),
+        attention_prompts=len(backbone.attention_layers(config)) * _attention_prompts(backbone, config),
     )
+
+
+def _attention_prompts(backbone, config):
+    attention = backbone.textual_blocks[0].self_attn
+    heads, groups = attention.config.num_attention_heads, attention.config.num_key_value_heads
+    return 2 * (groups * config.num_kv_prompts * attention.head_dim + heads * config.num_feature_prompts)

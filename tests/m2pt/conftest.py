@@ -92,9 +92,9 @@ def randomize(model, seed=1, adapter="default"):
     generator = torch.Generator().manual_seed(seed)
     layer = model.m2pt if hasattr(model, "m2pt") else model.base_model.layer
     with torch.no_grad():
-        for container in (layer.m2pt_visual_prompts, layer.m2pt_textual_prompts):
+        for container in (layer.m2pt_visual_prompts, layer.m2pt_textual_prompts, layer.m2pt_attention_prompts):
             if adapter in container:
-                for p in container[adapter].values():
+                for p in container[adapter].parameters():
                     p.copy_(torch.randn(p.shape, generator=generator))
         if adapter in layer.m2pt_projector:
             for p in layer.m2pt_projector[adapter].parameters():

@@ -235,5 +235,5 @@ def test_language_model_that_drops_the_call(tools):
     lm = model.get_base_model().model.language_model
     forward = lm.forward
     lm.forward = lambda m2pt_call=None, **kwargs: forward(**kwargs)
-    with pytest.raises(RuntimeError, match="LlamaModel let 0 of 3 layers see their textual prompts"):
+    with pytest.raises(RuntimeError, match="LlamaModel let 0 of 3 layers see their prompts"):
         model(**batch)
