@@ -80,24 +80,16 @@ def score(args):
 def table(args):
     from pathlib import Path
 
-    from mmpt.experiments import BUDGETS, rows_of, run
+    from mmpt.experiments import BUDGETS, run_table
     from mmpt.table import summarise, write
 
-    name = "quick" if args.quick else args.name
-    experiments, budget = rows_of(name), BUDGETS["quick" if args.quick else "full"]
-    seeds = budget.seeds if name in ("main", "quick") else budget.seeds[:1]
-    results, work = Path(args.results) / budget.name, Path(args.work) / budget.name
-    jobs = [(experiment, seed) for seed in seeds for experiment in experiments]
-    done = {}
-    for n, (experiment, seed) in enumerate(jobs, 1):
-        print(f"{n} of {len(jobs)}: {experiment.row}, seed {seed}", file=sys.stderr)
-        seeds_of_row = done.setdefault(experiment.row, [])
-        if experiment.method or not seeds_of_row:  # the untouched model knows no seed
-            seeds_of_row.append(run(experiment, seed, budget, results, work))
-    rows = [summarise(experiment, done[experiment.row]) for experiment in experiments]
+    budget = BUDGETS["quick" if args.quick else "full"]
+    name = args.name or ("quick" if args.quick else "main")
+    results = Path(args.results) / budget.name
+    found = run_table(name, budget, results, Path(args.work) / budget.name)
     folder = results if name in ("main", "quick") else results / name
-    folder.mkdir(parents=True, exist_ok=True)
-    print(write(rows, folder), end="")
+    folder.mkdir(exist_ok=True)
+    print(write([summarise(*row) for row in found], folder), end="")
 
 
 def scenes(args):
@@ -173,8 +165,8 @@ def parser():
     sub.add_argument("--json", metavar="FILE")
 
     sub = command(table, "Tune and measure what is missing of a table, and write it.")
-    sub.add_argument("name", nargs="?", default="main", help="main (default), or an ablation: components, lengths, …")
-    sub.add_argument("--quick", action="store_true", help="three rows on a small budget, in ten minutes")
+    sub.add_argument("name", nargs="?", help="main (default), or an ablation: components, lengths, location, …")
+    sub.add_argument("--quick", action="store_true", help="a small budget; main: three rows, in ten minutes")
     sub.add_argument("--results", default="assets/results", metavar="DIR", help="results (default: assets/results)")
     sub.add_argument("--work", default="runs", metavar="DIR", help="adapters and checkpoints (default: runs)")
 

@@ -7,6 +7,7 @@ a small grid around its own, chosen on fresh questions of the tuning tasks, neve
 import json
 import multiprocessing
 import shutil
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field, replace
@@ -143,6 +144,21 @@ def rows_of(table: str) -> tuple[Experiment, ...]:
     if table not in tables:
         raise InputError(f"There is no table {table!r}; choose one of {', '.join(tables)}.")
     return tables[table]
+
+
+def run_table(name: str, budget: Budget, results: Path, work: Path) -> list[tuple[Experiment, list[dict]]]:
+    """All experiments of a table with what `run` gives for each seed; of an ablation with the first seed only.
+
+    Seed by seed, so that a whole table is there early. The untouched model knows no seed.
+    """
+    experiments = rows_of(name)
+    seeds = budget.seeds if name in ("main", "quick") else budget.seeds[:1]
+    jobs = [(e, seed) for seed in seeds for e in experiments if e.method or seed == seeds[0]]
+    found = {id(experiment): [] for experiment in experiments}  # its fields are a dict: no key
+    for n, (experiment, seed) in enumerate(jobs, 1):
+        print(f"{n} of {len(jobs)}: {experiment.row}, seed {seed}", file=sys.stderr)
+        found[id(experiment)].append(run(experiment, seed, budget, results, work))
+    return [(experiment, found[id(experiment)]) for experiment in experiments]
 
 
 def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: Path) -> dict:

@@ -11,7 +11,7 @@ from peft import get_peft_model
 
 import mmpt.experiments
 from mmpt.errors import InputError
-from mmpt.experiments import ABLATIONS, BUDGETS, MAIN, QUICK, Budget, Experiment, rows_of, run, tune
+from mmpt.experiments import ABLATIONS, BUDGETS, MAIN, QUICK, Budget, Experiment, rows_of, run, run_table, tune
 from mmpt.methods import METHODS
 
 SMALL = Budget("small", 2, 2, 2, (0,), (1.0,), 2, 2)
@@ -105,6 +105,21 @@ def test_an_interrupted_grid_goes_on(measured, tmp_path):
     (tmp_path / "grid" / "m2pt.json").write_text('{"0.5": 99.0}')
     assert run(MAIN[1], 0, GRID, tmp_path, Path("work"))["factor"] == 0.5
     assert measured == [("m2pt", 0, 1.0, "tasks"), ("m2pt", 0, 2.0, "tasks"), ("m2pt", 0, 0.5, "mini")]
+
+
+def test_a_table_goes_seed_by_seed(measured, tmp_path):
+    budget = replace(SMALL, seeds=(0, 1))
+    found = run_table("quick", budget, tmp_path, Path("work"))
+    assert [(row.name, [r["seed"] for r in results]) for row, results in found] == [
+        ("align", [0]), ("m2pt", [0, 1]), ("lora", [0, 1]),
+    ]  # fmt: skip
+    assert [(name, seed) for name, seed, *_ in measured] == [
+        ("align", 0), ("m2pt", 0), ("lora", 0), ("m2pt", 1), ("lora", 1),
+    ]  # fmt: skip
+    measured.clear()
+    order = run_table("order", budget, tmp_path, Path("work"))
+    assert [len(results) for _, results in order] == [1] * 4
+    assert "m2pt" not in {name for name, *_ in measured}  # shared with the main table
 
 
 def test_budgets():
