@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 import torch
 import transformers
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mmpt.errors import InputError
 from mmpt.likelihood import likeliest

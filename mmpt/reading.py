@@ -71,6 +71,8 @@ class Reading:
 @torch.inference_mode()
 def read(backbone: Backbone, images, questions) -> Reading:
     """Let the LLM read B questions, each with its picture; one picture given several times (`is`) is read once."""
+    if hasattr(backbone, "read"):  # where the picture's tokens depend on the question, nothing can be shared
+        return backbone.read(images, questions)
     device, processor = backbone.model.device, backbone.processor
     first = {id(image): image for image in images}
     order = {key: i for i, key in enumerate(first)}

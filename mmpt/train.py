@@ -28,7 +28,7 @@ from peft import (
 )
 from torch import nn
 from torch.nn import functional
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from mmpt.backbones import Backbone, adapter_folder, load
 from mmpt.errors import InputError
@@ -188,12 +188,14 @@ class AnswerLoss(nn.Module):
 
     def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         batch = dict(batch)
-        targets = batch.pop("labels")[:, 1:]
+        labels = batch.pop("labels")
+        # A decoder alone says the next token; behind an encoder its input has been shifted instead.
+        targets = labels if self.model.config.is_encoder_decoder else labels[:, 1:]
         rows, columns = (targets != -100).nonzero(as_tuple=True)
 
         def pick(head, arguments):
             # PEFT's prompt tuning leaves its virtual tokens in front: the last T positions are the caller's.
-            hidden = arguments[0][:, -targets.shape[1] - 1 :]
+            hidden = arguments[0][:, -labels.shape[1] :]
             return (hidden[rows, columns], *arguments[1:])
 
         method = getattr(self.model, "active_peft_config", None)
@@ -247,7 +249,7 @@ def _step(backbone, loss_of, optimizer, tuned, accelerator, config, step):
         scenes, turns = zip(*(conversation(config, step, i) for i in range(first, first + share)))
         parts.append(backbone.training_inputs([scene.image for scene in scenes], turns))
         asked += sum(map(len, turns))
-    counts = torch.tensor([asked, sum((part["labels"][:, 1:] != -100).sum() for part in parts)])
+    counts = torch.tensor([asked, sum((part["labels"] != -100).sum() for part in parts)])
     asked, labels = accelerator.reduce(counts.to(accelerator.device)).tolist()
     torch.manual_seed(_seed(config, "dropout", step, accelerator.process_index))
     total = torch.zeros((), device=accelerator.device)

@@ -1,0 +1,160 @@
+"""Text-only LLMs with a vision tower beside them as backbones: tuned and asked like any other, by `mmpt.train` and co.
+
+Notation: B rows, T tokens.
+"""
+
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    CLIPVisionModel,
+    SiglipVisionModel,
+    VisionTextDualEncoderProcessor,
+)
+
+from mmpt.backbones import Backbone, load_tiny
+from mmpt.errors import InputError
+from mmpt.mpt4lm.host import VisionBesideLM
+from mmpt.mpt4lm.reading import read_text
+from mmpt.reading import Reading
+
+# For LLMs that were not taught to chat. The picture has no place in the text.
+PLAIN_TEMPLATE = "Question: {{ messages[0]['content'] }}\nAnswer:"
+_TOWERS = {  # of a model of picture and text the tower alone; which of its features are the picture's
+    "clip": (CLIPVisionModel, {"vision_feature_layer": -2, "vision_feature_select_strategy": "default"}),
+    "siglip": (SiglipVisionModel, {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}),
+}
+
+
+@dataclass
+class TextBackbone(Backbone):
+    """A `VisionBesideLM`, its processor, and the few things everybody does with them."""
+
+    def _chat(self, turns, add_generation_prompt):
+        messages = [{"role": "user", "content": question} for question, _ in turns]
+        return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+
+    def training_inputs(self, images, conversations) -> dict[str, torch.Tensor]:
+        """One picture and one conversation, a list of (question, answer), each; every turn becomes a row.
+
+        Visual prompts stand before the text and are made from the question, so later questions on the same picture
+        cannot share them: they would tell of earlier answers.
+
+        Returns `inputs` with labels (B, T), -100 but on the answer and the token that ends it. Decoder-only: answers
+        follow the question in input_ids, and question_mask leaves them out. Encoder-decoder: labels and
+        decoder_input_ids are the answer's alone.
+        """
+        rows = [(image, *turn) for image, turns in zip(images, conversations) for turn in turns]
+        images, questions, answers = zip(*rows)
+        batch, tokenizer = self.inputs(images, questions), self.processor.tokenizer
+        tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+        tokens = {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in tokens]}
+        said = tokenizer.pad(tokens, padding_side="right", return_tensors="pt").to(self.model.device)
+        labels = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
+        if self.model.config.is_encoder_decoder:
+            return dict(batch) | {
+                "labels": labels,
+                "decoder_input_ids": self.model.prepare_decoder_input_ids_from_labels(labels),
+            }
+        asked = batch["input_ids"], batch["attention_mask"]
+        return dict(batch) | {
+            "input_ids": torch.cat([asked[0], said["input_ids"]], 1),
+            "attention_mask": torch.cat([asked[1], said["attention_mask"]], 1),
+            "question_mask": asked[1],
+            "labels": torch.cat([torch.full_like(asked[0], -100), labels], 1),
+        }
+
+    @torch.inference_mode()
+    def answer(self, images, questions, max_new_tokens: int = 64) -> list[str]:
+        """Greedy answers, one a row."""
+        batch = self.inputs(images, questions)
+        tokens = self.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        if not self.model.config.is_encoder_decoder:
+            tokens = tokens[:, batch["input_ids"].shape[1] :]
+        return [a.strip() for a in self.processor.batch_decode(tokens, skip_special_tokens=True)]
+
+    def read(self, images, questions) -> Reading:
+        """One picture and one question a row, read; what `mmpt.reading.read` gives for this kind of backbone."""
+        return read_text(self, images, questions)
+
+
+def without_projector(backbone: Backbone) -> TextBackbone:
+    """The LLM and the vision tower of a LLaVA, the same tensors, without what joins them."""
+    llava, config, processor = backbone.model, backbone.model.config, backbone.processor
+    with torch.device("meta"):
+        llm = AutoModelForCausalLM.from_config(deepcopy(config.text_config))
+    setattr(llm, llm.base_model_prefix, llava.model.language_model)
+    llm.set_output_embeddings(llava.lm_head)
+    llm.generation_config = llava.generation_config
+    model = VisionBesideLM.of(
+        llava.model.vision_tower,
+        llm.train(llava.training),
+        vision_feature_layer=config.vision_feature_layer,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+    )
+    return _backbone(
+        f"{backbone.name}-text", model, processor.image_processor, processor.tokenizer, processor.chat_template
+    )
+
+
+def load(
+    name: str | Path = "tiny", tower: str | Path | None = None, *, adapter=None, device=None, dtype=None
+) -> TextBackbone:
+    """Load a text-only LLM and a vision tower: "tiny" (embedded), or a folder or hub id of each.
+
+    Args:
+        name: "tiny", or an LLM of the Llama or T5 family, such as "google/flan-t5-xl".
+        tower: a CLIP or SigLIP, such as "openai/clip-vit-large-patch14"; "tiny" has its own.
+        adapter: an adapter's folder, loaded and active.
+        device: where the model goes; by default a GPU if there is one.
+        dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
+
+    Raises:
+        InputError: nothing of that name can be loaded.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    if str(name) == "tiny":
+        backbone = without_projector(load_tiny())
+    elif tower is None:
+        raise InputError(f"The LLM {str(name)!r} has no eyes; give tower, a CLIP or SigLIP, to stand beside it.")
+    else:
+        backbone = _load_pretrained(str(name), str(tower), dtype)
+    backbone.model.to(device, dtype).eval()
+    if adapter is not None:
+        backbone.add_adapter(adapter)
+    return backbone
+
+
+def _load_pretrained(name, tower, dtype):
+    try:
+        seeing = AutoConfig.from_pretrained(tower)
+        kind, features = _TOWERS.get(seeing.model_type.removesuffix("_vision_model"), (AutoModel, {}))
+        reading = AutoConfig.from_pretrained(name)
+        llm = AutoModelForSeq2SeqLM if reading.is_encoder_decoder else AutoModelForCausalLM
+        model = VisionBesideLM.of(
+            kind.from_pretrained(tower, dtype=dtype), llm.from_pretrained(name, dtype=dtype), **features
+        )
+        tokenizer = AutoTokenizer.from_pretrained(name)
+        if tokenizer.pad_token is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        return _backbone(name, model, AutoImageProcessor.from_pretrained(tower), tokenizer, PLAIN_TEMPLATE)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"The LLM {name!r} with the tower {tower!r} could not be loaded ({str(error).splitlines()[0]}); give "
+            "folders, or hub ids while the hub can be reached."
+        ) from error
+
+
+def _backbone(name, model, images, tokenizer, chat_template):
+    processor = VisionTextDualEncoderProcessor(images, tokenizer)
+    processor.chat_template = chat_template
+    return TextBackbone(name, model, processor)

@@ -1,0 +1,273 @@
+"""The adapter module: instruction, cross-attention and bottleneck adapters, for all adapters of one host.
+
+Shapes: B rows, K instruction vectors, m visual prompts, S columns of both, T caller's tokens, N patches, D width.
+"""
+
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from mmpt.m2pt.slots import SLOTS
+from mmpt.mpt4lm.bottleneck import Bottleneck, sublayers
+from mmpt.mpt4lm.config import PLACEMENTS, MPT4LMConfig
+from mmpt.mpt4lm.cross_attention import CrossAttention
+from mmpt.mpt4lm.host import VisionBesideLM
+from mmpt.mpt4lm.prefix import Prefix, question_tokens
+
+NO_MERGE = (
+    "MPT4LM cannot be merged into the base weights: prompts are extra tokens and adapters are not linear. "
+    "Keep the adapter beside the model, or use `unload()` to get the plain base model back."
+)
+
+
+class MPT4LMLayer(nn.Module, BaseTunerLayer):
+    """All adapters of one host.
+
+    Parameters are named mpt4lm_instruction.<adapter> (K, D), mpt4lm_cross_attention.<adapter>.* and
+    mpt4lm_adapters.<adapter>.<sublayer>.*.
+    """
+
+    adapter_layer_names = ("mpt4lm_instruction", "mpt4lm_cross_attention", "mpt4lm_adapters")
+    other_param_names = ("settings",)
+    # There is no one base weight: PEFT's properties would look for it on `base_layer`.
+    weight = bias = None
+
+    def __init__(self, host: VisionBesideLM):
+        super().__init__()
+        self._host = (host,)  # in a tuple, so that it is not a child
+        self.mpt4lm_instruction = nn.ParameterDict()
+        self.mpt4lm_cross_attention = nn.ModuleDict()
+        self.mpt4lm_adapters = nn.ModuleDict()
+        self.settings: dict[str, MPT4LMConfig] = {}
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._active_adapter = []
+        self._handles = []
+
+    # ---- adapters ----------------------------------------------------------------------------------------------
+
+    @property
+    def host(self) -> VisionBesideLM:
+        return self._host[0]
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in force, or None if there is none or they are disabled."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.settings), None)
+
+    def update_layer(self, adapter_name: str, config: MPT4LMConfig) -> None:
+        """Add an adapter. On an error nothing has changed.
+
+        Raises:
+            ValueError: the configuration does not fit the host.
+        """
+        table = self.host.get_input_embeddings()
+        if config.num_visual_prompts and config.cross_attention_width >= table.embedding_dim:
+            raise ValueError(
+                f"cross_attention_width={config.cross_attention_width}: must be below the width of the LLM, "
+                f"{table.embedding_dim}, since the cross-attention is of low rank."
+            )
+        if config.init_token_ids and max(config.init_token_ids) >= table.num_embeddings:
+            raise ValueError(
+                f"init_token_ids goes up to {max(config.init_token_ids)}, but the model knows {table.num_embeddings} "
+                "tokens: use the model's own tokenizer."
+            )
+        instruction, cross_attention, adapters = build(config, self.host)
+        if instruction is not None:
+            self.mpt4lm_instruction[adapter_name] = instruction
+        if cross_attention is not None:
+            self.mpt4lm_cross_attention[adapter_name] = cross_attention
+        if adapters:
+            self.mpt4lm_adapters[adapter_name] = adapters
+        self.settings[adapter_name] = config
+        self.reset_parameters(adapter_name)
+        self.attach()
+        self.set_adapter(self.active_adapters)
+
+    @torch.no_grad()
+    def reset_parameters(self, adapter_name: str) -> None:
+        """Instruction and visual prompts start as large as token embeddings, adapters as the identity.
+
+        The instruction is drawn from N(0, root mean square of the embedding table), or is the embeddings of
+        `init_token_ids`.
+        """
+        table, ids = self.host.get_input_embeddings().weight, self.settings[adapter_name].init_token_ids
+        size = 1.0 if table.is_meta else table.float().square().mean().sqrt().item()
+        if adapter_name in self.mpt4lm_instruction:
+            instruction = self.mpt4lm_instruction[adapter_name]
+            if ids is None:
+                nn.init.normal_(instruction, std=size)
+            elif not instruction.is_meta:
+                instruction.copy_(table[ids])
+        if adapter_name in self.mpt4lm_cross_attention:
+            self.mpt4lm_cross_attention[adapter_name].reset_parameters(size)
+        if adapter_name in self.mpt4lm_adapters:
+            for adapter in self.mpt4lm_adapters[adapter_name].values():
+                adapter.reset_parameters()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if len(names) > 1:
+            raise ValueError(f"MPT4LM runs one adapter at a time, but got {names}: set one of them.")
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if not self.settings:
+            self.detach()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError(NO_MERGE)
+
+    def unmerge(self) -> None:
+        raise NotImplementedError("MPT4LM is never merged, so there is nothing to unmerge.")
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        places, table = sublayers(self.host.language_model), self.host.get_input_embeddings()
+        for name, parameter in self.named_parameters():
+            part, adapter, *rest = name.split(".")
+            if adapter == adapter_name and not parameter.is_meta:
+                near = places[rest[0]] if part == "mpt4lm_adapters" else table
+                parameter.data = parameter.data.to(device or _device(near))
+
+    # ---- how they act ------------------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Put the hooks on the LLM, once."""
+        if self._handles:
+            return
+        llm, add = self.host.language_model, self._handles.append
+        for name, sublayer in sublayers(llm).items():
+            add(sublayer.register_forward_hook(partial(self._after_sublayer, name)))
+        if not llm.config.is_encoder_decoder:
+            add(llm.get_decoder().register_forward_hook(self._after_decoder, with_kwargs=True))
+            for block in llm.get_decoder().layers:
+                add(block.register_forward_pre_hook(_before_block, with_kwargs=True))
+
+    def detach(self) -> None:
+        """Leave the LLM as it was found."""
+        while self._handles:
+            self._handles.pop().remove()
+
+    def _after_sublayer(self, name: str, sublayer: nn.Module, args: tuple, output: Any) -> Any:
+        adapter = self.active
+        if adapter not in self.mpt4lm_adapters or name not in self.mpt4lm_adapters[adapter]:
+            return None
+        bottleneck = self.mpt4lm_adapters[adapter][name]
+        return (bottleneck(output[0]), *output[1:]) if isinstance(output, tuple) else bottleneck(output)
+
+    def _after_decoder(self, decoder: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        """Strip the prompts before the output head, and let the cache remember them."""
+        prefix: Prefix | None = kwargs.get(SLOTS)
+        if prefix is None:
+            return None
+        if output.past_key_values is not None:
+            setattr(output.past_key_values, SLOTS, prefix)
+        output.last_hidden_state = output.last_hidden_state[:, prefix.added :]
+        return output
+
+    def read(self, inputs: dict) -> dict:
+        """From the caller's inputs to the LLM's: [instruction ; visual prompts ; text] in the place of the text.
+
+        Raises:
+            ValueError: what cannot be right: a cache of another adapter, a static cache, pictures after a cache was
+                begun, pictures that do not match the rows, a row without a question.
+        """
+        adapter, encoder = self.active, self.host.config.is_encoder_decoder
+        cache = None if encoder else inputs.get("past_key_values")
+        seen = 0 if cache is None else cache.get_seq_length()
+        known: Prefix | None = getattr(cache, SLOTS, None)
+        if seen > 0 and (known.adapter if known else None) != adapter:
+            raise ValueError(
+                f"past_key_values was filled under adapter {known.adapter if known else None!r}, but {adapter!r} is "
+                "active now: start from an empty cache."
+            )
+        if adapter is None or inputs.get("encoder_outputs") is not None:
+            return inputs
+        if getattr(cache, "is_compileable", False):
+            raise ValueError(
+                "MPT4LM makes room for its prompts in the cache, which a static cache cannot give: "
+                "leave cache_implementation out."
+            )
+        mask = inputs.get("attention_mask")
+        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
+            raise ValueError("attention_mask: MPT4LM needs the (batch, length) mask to make room for its prompts.")
+        if seen == 0:
+            return self._begin(adapter, inputs)
+        if inputs.get("pixel_values") is not None:
+            raise ValueError(
+                f"The cache already holds {seen} columns: MPT4LM makes visual prompts in the first call of a cache "
+                "only; start from an empty cache with the whole conversation."
+            )
+        return known.continued(inputs, seen) if known.added else inputs
+
+    def _begin(self, adapter: str, inputs: dict) -> dict:
+        encoder, ids, text = self.host.config.is_encoder_decoder, inputs.get("input_ids"), inputs.get("inputs_embeds")
+        text = self.host.get_input_embeddings()(ids) if text is None else text  # X (B, T, D)
+        mask = inputs.get("attention_mask")
+        mask = text.new_ones(text.shape[:2], dtype=torch.long) if mask is None else mask
+        parts, visible = [text[:, :0]], [mask[:, :0]]
+        if adapter in self.mpt4lm_instruction:
+            parts.append(self.mpt4lm_instruction[adapter].to(text).expand(len(text), -1, -1))  # (B, K, D)
+            visible.append(mask.new_ones(parts[-1].shape[:2]))
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and adapter in self.mpt4lm_cross_attention:
+            if len(pixels) != len(text):
+                raise ValueError(
+                    f"pixel_values holds {len(pixels)} pictures for {len(text)} rows: give one a row, and has_image "
+                    "with False for the rows that have none."
+                )
+            question = question_tokens(inputs, mask, labelled=not encoder)
+            patches = self.host.get_image_features(pixels)  # V (B, N, Dv)
+            parts.append(self.mpt4lm_cross_attention[adapter](text, question, patches))  # (B, m, D)
+            has = inputs.get("has_image")
+            has = mask.new_ones(len(text)) if has is None else has.to(mask)
+            visible.append(has[:, None].expand(parts[-1].shape[:2]))
+        prefix = Prefix(adapter, torch.cat(visible, 1))
+        if prefix.added == 0:
+            return inputs if encoder else inputs | {SLOTS: prefix}
+        embeds, inputs = torch.cat([*parts, text], 1), inputs | {"input_ids": None}
+        if encoder:
+            return inputs | prefix.before_encoder(embeds, mask)
+        return inputs | prefix.before_decoder(embeds, mask, inputs.get("position_ids"))
+
+
+def build(
+    config: MPT4LMConfig, host: VisionBesideLM, **factory: Any
+) -> tuple[nn.Parameter | None, CrossAttention | None, nn.ModuleDict]:
+    """The three parts of an adapter, on the devices of the host's parts unless `factory` says otherwise."""
+    table = host.get_input_embeddings().weight
+    width, factory = table.shape[1], {"device": table.device, "dtype": table.dtype} | factory
+    instruction = cross_attention = None
+    if config.num_instruction_tokens:
+        instruction = nn.Parameter(torch.empty(config.num_instruction_tokens, width, **factory))
+    if config.num_visual_prompts:
+        cross_attention = CrossAttention(
+            config.num_visual_prompts,
+            config.cross_attention_width,
+            config.cross_attention_heads,
+            width,
+            host.config.vision_config.hidden_size,
+            config.condition_on_question,
+            **factory,
+        )
+    adapters = {
+        name: Bottleneck(width, config.adapter_rank, **{"device": _device(sublayer)} | factory)
+        for name, sublayer in sublayers(host.language_model).items()
+        if config.adapter_rank and name.endswith(PLACEMENTS[config.adapter_placement])
+    }
+    return instruction, cross_attention, nn.ModuleDict(adapters)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _before_block(block: nn.Module, args: tuple, kwargs: dict) -> tuple:
+    kwargs.pop(SLOTS, None)
+    return args, kwargs
