@@ -1,4 +1,4 @@
-"""The command line: `python -m mmpt ask | train | evaluate | score | table | scenes`."""
+"""The command line: `python -m mmpt ask | train | evaluate | explain | score | table | scenes`."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from mmpt.errors import InputError
 # Named here as well as in mmpt.methods, so that --help need not wait for torch.
 METHODS = (
     "m2pt", "m2pt-carry", "m2pt-no-interaction", "vpt", "ptum", "aprompt", "prefix-tuning", "prompt-tuning", "lora",
-    "full",
+    "mpt4lm", "full",
 )  # fmt: skip
 
 
@@ -40,7 +40,6 @@ def ask(args):
 
 
 def train(args):
-    from mmpt.backbones import load
     from mmpt.methods import method
     from mmpt.train import TrainConfig, train
 
@@ -49,7 +48,7 @@ def train(args):
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     rates = {name: rate for name, rate in chosen.rates.items() if not (name == "relative_lr" and "lr" in given)}
     config = TrainConfig(**rates | given)
-    backbone = load(args.backbone)
+    backbone = chosen.load(args.backbone)
     print(f"{chosen.row} in {train(backbone, chosen.configure(backbone.processor.tokenizer), config)}")
 
 
@@ -63,6 +62,26 @@ def evaluate(args):
     print(render(result))
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
+
+
+def explain(args):
+    from pathlib import Path
+
+    from mmpt.ask import check_question, open_picture
+    from mmpt.explain.views import view
+    from mmpt.figures import save
+    from mmpt.files import check_writable, write_whole
+
+    question, image = check_question(args.question), open_picture(args.image)
+    if Path(args.out).suffix.lower() not in (".html", ".png", ".json"):
+        raise InputError(f"--out is {args.out}; end it in .html, .png or .json.")
+    check_writable(args.out)
+    seen = view(_load(args), image, question, args.view, args.answer)
+    if args.out.lower().endswith(".json"):
+        write_whole(args.out, seen.json())
+    else:
+        save(seen.figure, args.out)
+    print("\n".join([f"Answer: {seen.answer}", *seen.sentences, f"Written to {args.out}"]))
 
 
 def score(args):
@@ -157,6 +176,13 @@ def parser():
     sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot suites) or one of those")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
+
+    sub = command(explain, "Show what an answer came from.", adapter="m2pt")
+    sub.add_argument("image")
+    sub.add_argument("question")
+    sub.add_argument("--view", choices=("attention", "attribution", "interaction"), default="attribution")
+    sub.add_argument("--answer", help="explain this answer (default: the one that the model gives)")
+    sub.add_argument("--out", required=True, metavar="FILE", help=".html, .png or .json")
 
     sub = command(score, "Score a file of predictions as a benchmark's own tool does.")
     sub.add_argument("file", help="mme: subtask.txt, tab-separated; others: JSONL with id, prediction, answer(s)")

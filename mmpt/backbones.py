@@ -160,17 +160,26 @@ def adapter_folder(adapter: str | Path) -> Path:
     )
 
 
+def _method(adapter):
+    return json.loads((adapter_folder(adapter) / "adapter_config.json").read_text()).get("peft_type")
+
+
 def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None) -> Backbone:
     """Load a backbone: "tiny" (embedded), a folder, or a LLaVA on the hub such as "llava-hf/llava-1.5-7b-hf".
 
     Args:
-        adapter: a shipped adapter's name or a folder, loaded and active.
+        adapter: a shipped adapter's name or a folder, loaded and active. One of MPT4LM gets its text-only LLM
+            (`mmpt.mpt4lm.backbone.load`).
         device: where the model goes; by default a GPU if there is one.
         dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
 
     Raises:
         InputError: nothing of that name can be loaded.
     """
+    if adapter is not None and _method(adapter) == "MPT4LM":
+        from mmpt.mpt4lm.backbone import load as load_text_only  # which stands on this module
+
+        return load_text_only(name, adapter=adapter, device=device, dtype=dtype)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     backbone = load_tiny() if str(name) == "tiny" else _load_pretrained(str(name), dtype)

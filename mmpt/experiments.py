@@ -222,10 +222,9 @@ def _in_own_process(function, *args):
 def _measure(experiment, seed, factor, budget, work, suite):
     import mmpt
     from mmpt.evaluate import evaluate
-    from mmpt.m2pt import M2PTConfig
 
-    backbone, tuning = mmpt.load("tiny"), {}
-    base_parameters = mmpt.parameter_report(backbone.model, M2PTConfig()).base
+    backbone, tuning = METHODS[experiment.method].load("tiny") if experiment.method else mmpt.load("tiny"), {}
+    base_parameters = sum(p.numel() for name, p in backbone.model.named_parameters() if "projector" not in name)
     if experiment.method:
         folder = Path(work) / f"{experiment.name}-s{seed}-x{factor:g}"
         tuning = tune(backbone, experiment, seed, factor, budget, folder)

@@ -49,8 +49,8 @@ def check_writable(file: str | Path) -> None:
         raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
 
 
-def write_whole(file: str | Path, text: str) -> None:
-    """Write a text file so that it appears whole or not at all.
+def write_whole(file: str | Path, content: str | bytes) -> None:
+    """Write a file, text as UTF-8, so that it appears whole or not at all.
 
     Raises:
         InputError: it cannot be written.
@@ -58,7 +58,10 @@ def write_whole(file: str | Path, text: str) -> None:
     file = Path(file)
     scratch = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        scratch.write_text(text, encoding="utf-8")
+        if isinstance(content, str):
+            scratch.write_text(content, encoding="utf-8")
+        else:
+            scratch.write_bytes(content)
         scratch.replace(file)
     except OSError as error:
         scratch.unlink(missing_ok=True)

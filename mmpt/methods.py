@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 
+from mmpt.backbones import Backbone, load
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
+from mmpt.mpt4lm import MPT4LMConfig
+from mmpt.mpt4lm.backbone import load as load_text_only
 
 # Prompts start as these words: a random start puts the small LLM far behind (mmpt/m2pt/README.md).
 FIRST = "<|im_start|>system\nAnswer the question about the picture in a few words.<|im_end|>\n"
@@ -22,11 +25,13 @@ class Method:
         configure: the LLM's tokenizer → what `mmpt.train.train` takes: a PEFT configuration, or None for the LLM's and
             the projector's own weights.
         rates: peak learning rates, fields of `TrainConfig`, around which a grid is laid.
+        load: what makes the method's backbone of a name.
     """
 
     row: str
     configure: Callable[..., PeftConfig | None]
     rates: dict[str, float]
+    load: Callable[[str], Backbone] = load
 
 
 def _m2pt(text, **fields):
@@ -72,6 +77,13 @@ def _prefix_tuning(reparameterised):
     )
 
 
+def _mpt4lm(tokenizer):
+    """About the share of "tiny" that the paper tunes of LLaMA-2-7B, 0.65 %."""
+    return MPT4LMConfig.from_text(
+        tokenizer, FIRST, num_visual_prompts=16, cross_attention_width=144, cross_attention_heads=9, adapter_rank=8
+    )
+
+
 _M2PT_RATES = {"relative_lr": 0.02, "projector_lr": 5e-4}
 
 METHODS: dict[str, Method] = {
@@ -90,6 +102,7 @@ METHODS: dict[str, Method] = {
     "prefix-tuning": Method("Prefix tuning", _prefix_tuning(True), {"lr": 1e-3}),
     "prompt-tuning": Method("Prompt tuning", _prompt_tuning, {"lr": 3e-3}),
     "lora": Method("LoRA (r 16)", _lora, {"lr": 5e-4, "projector_lr": 5e-4}),
+    "mpt4lm": Method("MPT4LM, without stage 1", _mpt4lm, {"lr": 1e-3}, load_text_only),
     "full": Method("Full fine-tuning", lambda tokenizer: None, {"lr": 5e-5, "projector_lr": 5e-4}),
 }
 

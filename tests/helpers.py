@@ -1,5 +1,6 @@
 """A tiny random LLaVA with a processor, for tests: `import helpers` (pytest's pythonpath holds tests/)."""
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,6 +16,8 @@ from transformers import (
 )
 
 from mmpt.backbones import CHAT_TEMPLATE, Backbone
+from mmpt.methods import METHODS
+from mmpt.mpt4lm.backbone import without_projector
 
 SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>", "<image>")
 
@@ -28,6 +31,18 @@ def _tokenizer():
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(SPECIAL))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+
+
+def backbone_for(method: str, seed: int = 0) -> Backbone:
+    """The tiny random model as a method of `mmpt.methods` takes it."""
+    backbone = tiny_backbone(seed)
+    return without_projector(backbone) if method == "mpt4lm" else backbone
+
+
+def config_for(method: str, backbone: Backbone):
+    """The method's configuration, where it must be smaller for so small a model."""
+    config = METHODS[method].configure(backbone.processor.tokenizer)
+    return replace(config, cross_attention_width=18) if method == "mpt4lm" else config
 
 
 def tiny_backbone(seed: int = 0) -> Backbone:

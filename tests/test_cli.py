@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mmpt.__main__ import main
+from mmpt.tiny.vision import GRID
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,6 +46,11 @@ def test_help_needs_no_torch():
         (["scenes", "--out", "PICTURE"], "cannot be written"),
         (["train", "--method", "m2pt", "--out", "PICTURE"], "is a file; give a folder"),
         (["train", "--method", "m2pt", "--out", "x", "--steps", "-1"], "steps is -1; give a whole number"),
+        (["train", "--method", "m2pt", "--out", "x", "--start", "no"], "There is no adapter 'no'; give one of"),
+        (["explain", "none.png", "What?", "--out", "x.html"], "There is no file none.png"),
+        (["explain", "PICTURE", "What?", "--out", "x.gif"], "--out is x.gif; end it in .html, .png or .json"),
+        (["explain", "PICTURE", "What?", "--out", "no/x.png"], "no/x.png cannot be written"),
+        (["table", "nothing"], "There is no table 'nothing'; choose one of main, quick, components"),
     ],
 )
 def test_mistakes_are_one_sentence(words, sentence, picture, tmp_path, monkeypatch, capsys, tiny):
@@ -68,6 +74,16 @@ def test_ask_command_prints_json(picture, monkeypatch, capsys, tiny):
     assert main(["ask", picture, "Describe the picture.", "--adapter", "none", "--json"]) == 0
     row = json.loads(capsys.readouterr().out)
     assert row["question"] == "Describe the picture." and row["answer"] and row["adapter"] == "none"
+
+
+def test_explain_command_writes_a_file(picture, monkeypatch, tmp_path, capsys, tiny):
+    monkeypatch.setattr("mmpt.backbones.load_tiny", lambda: tiny)
+    out = tmp_path / "view.json"
+    options = ["--adapter", "none", "--view", "attention", "--answer", "a cat", "--out", str(out)]
+    assert main(["explain", picture, "What is it?", *options]) == 0
+    told = json.loads(out.read_text())
+    assert told["answer"] == "a cat" and len(told["data"]["patches"]) == GRID
+    assert capsys.readouterr().out.startswith("Answer: a cat\nNo M²PT adapter is active")
 
 
 def test_interrupt_ends_with_a_sentence():

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_backbone
+from helpers import backbone_for, config_for, tiny_backbone
 from peft import get_peft_model
 
 import mmpt.experiments
@@ -31,8 +31,8 @@ def test_tables_are_those_of_the_paper_and_ours():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_every_row_can_be_configured(name):
-    row, backbone = EVERY[name], tiny_backbone()
-    config = METHODS[row.method].configure(backbone.processor.tokenizer)
+    row, backbone = EVERY[name], backbone_for(EVERY[name].method)
+    config = config_for(row.method, backbone)
     if config is None:
         return
     changed = replace(config, **row.fields)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from helpers import tiny_backbone
+from helpers import backbone_for, config_for, tiny_backbone
 from peft import get_peft_model
 
 from mmpt.backbones import load
@@ -25,10 +25,10 @@ def one_thread():
 @pytest.mark.parametrize("name", METHODS)
 def test_tuned_saved_and_loaded(name, tmp_path):
     chosen = METHODS[name]
-    backbone = tiny_backbone()
+    backbone = backbone_for(name)
     before = {key: value.clone() for key, value in backbone.model.state_dict().items()}
     config = TrainConfig(tmp_path / name, steps=2, pictures=2, turns=2, **chosen.rates)
-    folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config)
+    folder = train(backbone, config_for(name, backbone), config)
     image, question = make_scene(3).image, "What is it?"
     inputs = backbone.inputs([image], [question])
     with torch.no_grad():
@@ -37,11 +37,11 @@ def test_tuned_saved_and_loaded(name, tmp_path):
     if name == "full":
         again = load(folder)
     else:
-        again = tiny_backbone()
+        again = backbone_for(name)
         again.add_adapter(folder)
     with torch.no_grad():
         torch.testing.assert_close(again.model(**inputs).logits[:, -1], tuned, atol=1e-5, rtol=1e-4)
-        assert not torch.allclose(tiny_backbone().model(**inputs).logits[:, -1], tuned, atol=1e-4)
+        assert not torch.allclose(backbone_for(name).model(**inputs).logits[:, -1], tuned, atol=1e-4)
     assert again.answer([image], [question], 4) == backbone.answer([image], [question], 4)
 
     record = json.loads((folder / "training.json").read_text())

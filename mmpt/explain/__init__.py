@@ -1,0 +1,1 @@
+"""Looking inside an answer: attention, attribution and interaction, three different things that are kept apart."""

@@ -1,0 +1,117 @@
+"""The vocabulary words nearest to each textual prompt, layer by layer.
+
+Notation: L prompted layers, P prompts, W words of the vocabulary, K nearest ones, D width.
+
+A prompt of layer j takes the place of a hidden state at the input of layer j. It is no word, and nothing makes it come
+near one: tuning looked for what helps, not for what can be read. So the words hint at a direction, and the similarity
+beside each says how faint the hint is. There are three places to compare, and they disagree:
+
+    "embedding"  cosine with the words' input embeddings. That is where layer 1's prompts live; those of later layers
+                 live in a space that the layers before have moved.
+    "layer"      cosine with what each word has become at the input of that same layer, read on its own after the start
+                 token (quite alone it would be the attention sink). The right space, for words without their context.
+    "head"       the words that the output head reads from the prompt after the final norm, as logits ("logit lens",
+                 nostalgebraist 2020): what such a state would make the model say if no layer came after it.
+
+The words' median is subtracted before a cosine is taken: what all states share is most of each in the upper layers, so
+that everything would be near everything (the mean of Mu & Viswanath, ICLR 2018, would follow the few words that have
+become sinks). Under textual_update="carry" a prompt after the first layer is not a state but is added to one, so the
+median is subtracted from the words alone: the question is then towards which words it pushes.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from mmpt.backbones import Backbone
+from mmpt.errors import InputError
+from mmpt.explain.segments import prompt_layer
+
+SPACES = ("embedding", "layer", "head")
+
+
+@dataclass
+class Nearest:
+    """The nearest words.
+
+    Attributes:
+        space: where they were compared, one of `SPACES`.
+        layers: the L layers that have prompts, from 0.
+        words: (L, P, K) nested lists of texts, nearest first.
+        values: (L, P, K) cosines, or logits for "head".
+        chance: sqrt(2 ln W / D), the cosine of a random direction with the nearest of W others; None for "head". A
+            word that is no nearer says nothing.
+    """
+
+    space: str
+    layers: tuple[int, ...]
+    words: list[list[list[str]]]
+    values: Tensor
+    chance: float | None
+
+
+@torch.inference_mode()
+def nearest_words(backbone: Backbone, space: str = "layer", count: int = 5, vocabulary: int = 2000) -> Nearest:
+    """The `count` words nearest to each textual prompt of the active adapter.
+
+    Args:
+        vocabulary: for "layer", how many words are read: the first ones, which in a byte-pair vocabulary are the most
+            frequent. The other spaces compare with all.
+
+    Raises:
+        InputError: the active adapter has no textual prompts, or there is no such space.
+    """
+    layer, settings = prompt_layer(backbone)
+    if settings is None or not settings.textual_layers:
+        raise InputError("No textual prompts are active, so there are none to name; load an adapter that has some.")
+    if space not in SPACES:
+        raise InputError(f"There is no space {space!r} to compare in; choose one of {', '.join(SPACES)}.")
+    layers = settings.textual_layers
+    prompts = [layer.m2pt_textual_prompts[layer.active][str(j)].float() for j in layers]  # L of (P, D)
+    host, lm_head = layer.backbone.host, layer.backbone.generator.lm_head
+    tokens, chance = torch.arange(lm_head.out_features), None
+    if space == "head":
+        norm = host.language_model.norm
+        scores = [lm_head(norm(p.to(lm_head.weight))).float() for p in prompts]
+    else:
+        if space == "layer":
+            tokens = _words(backbone.processor.tokenizer, vocabulary)
+            references = [_directions(states) for states in _read(backbone, host.language_model, tokens, layers)]
+        else:
+            references = [_directions(host.get_input_embeddings().weight.float())] * len(layers)
+        is_state = [settings.config.textual_update == "replace" or j == layers[0] for j in layers]
+        scores = [
+            normalize(p - centre * s, dim=-1) @ words.T for p, s, (centre, words) in zip(prompts, is_state, references)
+        ]
+        chance = math.sqrt(2 * math.log(len(tokens)) / prompts[0].shape[1])
+    values, found = zip(*(score.topk(count) for score in scores))
+    decode = backbone.processor.tokenizer.decode
+    words = [[[decode([i]) for i in row] for row in tokens[rows.cpu()].tolist()] for rows in found]
+    return Nearest(space, layers, words, torch.stack(values).cpu(), chance)
+
+
+def _directions(words):
+    """(W, D) -> their median (D,), and the unit vectors from there to each."""
+    centre = words.median(0).values
+    return centre, normalize(words - centre, dim=-1)
+
+
+def _words(tokenizer, count):
+    """(W,) the first tokens of the vocabulary that stand for text."""
+    special = set(tokenizer.all_special_ids)
+    return torch.tensor([i for i in range(len(tokenizer)) if i not in special][:count])
+
+
+def _read(backbone, language_model, tokens, layers, batch=500):
+    """For each of `layers`, its inputs (W, D) at `tokens` that are each read right after the start token."""
+    start = backbone.processor.tokenizer(backbone._chat([("", None)], True))["input_ids"][0]
+    pairs = torch.stack([torch.full_like(tokens, start), tokens], 1).to(language_model.device)  # (W, 2)
+    states = [[] for _ in layers]
+    for part in pairs.split(batch):
+        hidden = language_model(input_ids=part, use_cache=False, output_hidden_states=True).hidden_states
+        for found, j in zip(states, layers):
+            found.append(hidden[j][:, 1].float())
+    return [torch.cat(found) for found in states]

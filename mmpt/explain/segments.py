@@ -1,0 +1,184 @@
+"""What every position of a sequence is: textual prompt, visual prompt, patch, question, answer, or other.
+
+Notation: T positions as the LLM (or the vision tower) sees them inside its layers, N patches.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mmpt.backbones import Backbone
+from mmpt.m2pt.layer import M2PTLayer, Settings
+from mmpt.m2pt.layout import TEXTUAL, VISUAL
+
+SEGMENTS = ("textual", "visual", "patch", "question", "answer", "other")  # other: the template's tokens, and CLS
+
+
+@dataclass
+class Segments:
+    """The positions of one row.
+
+    Attributes:
+        kinds: T names out of `SEGMENTS`. "answer" includes the token that ends it.
+        labels: T texts: a token as it is written, "T3", "V7", "row 2 column 5", "CLS".
+        input_index: T positions in the caller's input_ids (`encode`); None for a prompt slot.
+        grid: (rows, columns) of the patches.
+        view: left, top, right, bottom of what the model sees of the picture, in shares of its width and height;
+            (0, 0, 1, 1) but where the processor crops the picture.
+        written: the layers at whose input the slots of `slots` are overwritten, so that what they held is lost. The
+            first of them is the layer from which these slots exist.
+        slots: "textual" for the LLM, "visual" for the vision tower.
+    """
+
+    kinds: list[str]
+    labels: list[str]
+    input_index: list[int | None]
+    grid: tuple[int, int]
+    view: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    written: tuple[int, ...] = ()
+    slots: str = "textual"
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def where(self, kind: str) -> Tensor:
+        """Positions of a segment, in order; those of "patch" are row by row.
+
+        Raises:
+            ValueError: no such segment.
+        """
+        if kind not in SEGMENTS:
+            raise ValueError(f"There is no segment {kind!r}; choose one of {', '.join(SEGMENTS)}.")
+        return torch.tensor([i for i, k in enumerate(self.kinds) if k == kind], dtype=torch.long)
+
+    @property
+    def present(self) -> list[str]:
+        """The segments that have a position, in the order of `SEGMENTS`."""
+        return [kind for kind in SEGMENTS if kind in self.kinds]
+
+    def boxes(self, width: float, height: float) -> Tensor:
+        """(N, 4) left, top, right, bottom of every patch in a picture of that size, row by row.
+
+        A picture that the processor pads has patches outside of it.
+        """
+        rows, columns = self.grid
+        left, top, right, bottom = self.view
+        x = (left + (right - left) * torch.arange(columns + 1) / columns) * width
+        y = (top + (bottom - top) * torch.arange(rows + 1) / rows) * height
+        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+        row, column = row.flatten(), column.flatten()
+        return torch.stack([x[column], y[row], x[column + 1], y[row + 1]], 1)
+
+
+def encode(backbone: Backbone, image: Image.Image, question: str, answer: str | None = None) -> dict[str, Tensor]:
+    """The model's inputs for one row, without padding: input_ids, attention_mask (1, T), pixel_values.
+
+    With an answer also labels (1, T): -100 but on the answer's tokens and the one that ends it.
+    """
+    if answer is None:
+        return dict(backbone.inputs([image], [question]))
+    return backbone.training_inputs([image], [[(question, answer)]])
+
+
+def segments(backbone: Backbone, image: Image.Image, question: str, answer: str | None = None) -> Segments:
+    """What stands where inside the LLM, for the inputs of `encode` and the active adapter.
+
+    An adapter that adds no positions (LoRA), and none at all, have no "textual" and no "visual" segment.
+    """
+    batch = encode(backbone, image, question, answer)
+    ids = batch["input_ids"][0].tolist()
+    kinds, labels = _token_kinds(backbone, ids, question, answer)
+    for i in batch["labels"][0].ne(-100).nonzero()[:, 0].tolist() if answer is not None else ():
+        kinds[i] = "answer"
+    grid = _grid(backbone, batch["pixel_values"])
+    is_image = batch["input_ids"] == backbone.model.config.image_token_id
+    _name_patches(kinds, labels, is_image[0].nonzero()[:, 0].tolist(), grid)
+
+    layer, settings = prompt_layer(backbone)
+    view = _view(backbone.processor.image_processor, *image.size)
+    if settings is None:
+        return Segments(kinds, labels, list(range(len(ids))), grid, view)
+    layout = layer.layout(layer.active, is_image, [int(is_image.sum())], batch["attention_mask"])
+    slots = {TEXTUAL: ("textual", "T"), VISUAL: ("visual", "V")}
+    tokens, seen, rows = enumerate(zip(kinds, labels)), Counter(), []
+    for column in layout.segments(is_image, batch["attention_mask"])[0].tolist():
+        if column in slots:
+            seen[column] += 1
+            kind, letter = slots[column]
+            rows.append((kind, f"{letter}{seen[column]}", None))
+        else:
+            i, (kind, label) = next(tokens)
+            rows.append((kind, label, i))
+    written = _written(settings.textual_layers, settings.config.textual_update)
+    return Segments(*map(list, zip(*rows)), grid, view, written=written)
+
+
+def vision_segments(backbone: Backbone, image: Image.Image) -> Segments:
+    """What stands where inside the vision tower, in its own order: CLS if it has one, patches, visual prompts."""
+    batch = encode(backbone, image, "?")
+    grid = _grid(backbone, batch["pixel_values"])
+    extra = int((batch["input_ids"] == backbone.model.config.image_token_id).sum()) - grid[0] * grid[1]
+    extra += backbone.model.config.vision_feature_select_strategy == "default"  # which drops one for the LLM
+    n = extra + grid[0] * grid[1]
+    kinds, labels = ["other"] * n, [""] * n
+    _name_patches(kinds, labels, range(n), grid)
+    _, settings = prompt_layer(backbone)
+    written = ()
+    if settings is not None and settings.visual_layers:
+        P = settings.config.num_visual_prompts
+        kinds += ["visual"] * P
+        labels += [f"V{i + 1}" for i in range(P)]
+        written = _written(settings.visual_layers, settings.config.visual_update)
+    view = _view(backbone.processor.image_processor, *image.size)
+    return Segments(kinds, labels, [None] * len(kinds), grid, view, written=written, slots="visual")
+
+
+def prompt_layer(backbone: Backbone) -> tuple[M2PTLayer | None, Settings | None]:
+    """The model's M²PT module, and the settings of its active adapter; None where there is none."""
+    layer = next((m for m in backbone.model.modules() if isinstance(m, M2PTLayer)), None)
+    return layer, None if layer is None or layer.active is None else layer.settings[layer.active]
+
+
+def _written(layers, update):
+    return layers if update == "replace" else layers[:1]
+
+
+def _token_kinds(backbone, ids, question, answer):
+    """Segments and texts of the tokens; those of the question are told by their place in the rendered text."""
+    processor = backbone.processor
+    image, n = processor.image_token, ids.count(processor.image_token_id)
+    text = backbone._chat([(question, answer)], answer is None).replace(image, image * n, 1)
+    start = text.index(question, text.index(image) + n * len(image))
+    end = start + len(question)
+    spans = processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    kinds = ["question" if a < end and b > start else "other" for a, b in spans]
+    return kinds, [text[a:b] or processor.tokenizer.decode([i]) for i, (a, b) in zip(ids, spans)]
+
+
+def _name_patches(kinds, labels, positions, grid):
+    """The last rows · columns of `positions` are patches, one before them is CLS."""
+    rows, columns = grid
+    for n, i in enumerate(positions, rows * columns - len(positions)):
+        kinds[i] = "patch" if n >= 0 else "other"
+        labels[i] = f"row {n // columns + 1} column {n % columns + 1}" if n >= 0 else "CLS"
+
+
+def _grid(backbone, pixel_values):
+    patch = backbone.model.config.vision_config.patch_size
+    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+
+
+def _view(processor, width, height):
+    if not processor.do_center_crop:
+        return (0.0, 0.0, 1.0, 1.0)
+    size, crop = processor.size, processor.crop_size
+    if size.get("shortest_edge"):
+        scale = size["shortest_edge"] / min(width, height)
+        resized = width * scale, height * scale
+    else:
+        resized = size["width"], size["height"]
+    x, y = (1 - crop["width"] / resized[0]) / 2, (1 - crop["height"] / resized[1]) / 2
+    return (x, y, 1 - x, 1 - y)

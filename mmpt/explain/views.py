@@ -1,0 +1,112 @@
+"""One view of an answer as a figure, a few sentences and plain data: what `python -m mmpt explain` writes."""
+
+import json
+from dataclasses import asdict, dataclass
+
+import plotly.graph_objects as go
+from PIL import Image
+from torch import Tensor
+
+from mmpt import figures
+from mmpt.backbones import Backbone
+from mmpt.errors import InputError
+from mmpt.explain.attention import attention
+from mmpt.explain.checks import curves
+from mmpt.explain.gradients import integrated_gradients
+from mmpt.explain.interaction import interaction
+from mmpt.explain.segments import segments
+from mmpt.explain.targets import Case, Target
+
+
+@dataclass
+class View:
+    """A view of an answer.
+
+    Attributes:
+        name: one of `VIEWS`.
+        question, answer: what was read.
+        figure: the view drawn.
+        sentences: how to read it, and what its check says.
+        data: the numbers, JSON-able.
+    """
+
+    name: str
+    question: str
+    answer: str
+    figure: go.Figure
+    sentences: list[str]
+    data: dict
+
+    def json(self) -> str:
+        """All but the figure."""
+        parts = {"view": self.name, "question": self.question, "answer": self.answer, "sentences": self.sentences}
+        return json.dumps(parts | {"data": self.data}, indent=1, ensure_ascii=False) + "\n"
+
+
+def _attention(backbone, image, question, answer):
+    seen = attention(backbone, image, question, answer)
+    rest = seen.without_sinks()
+    kinds = seen.segments.present
+    data = {
+        "segments": [{"kind": k, "label": label} for k, label in zip(seen.segments.kinds, seen.segments.labels)],
+        "between_segments": {k: dict(zip(kinds, row)) for k, row in zip(kinds, seen.matrix().tolist())},
+        "patches": _plain(rest.on_picture("predicting")),
+        "sinks": [seen.segments.labels[i] for i in seen.sinks().tolist()],
+    }
+    sinks = ", ".join(data["sinks"]) or "nothing"
+    sentences = [seen.order.sentence, f"Left out of the map, since attention rests there: {sinks}."]
+    return figures.attention.on_picture(rest, image), sentences, data
+
+
+def _attribution(backbone, image, question, answer):
+    case = Case(backbone, image, question, Target(answer))
+    found = integrated_gradients(case)
+    check = curves(case, found.patches)
+    sentences = [
+        f"{found.method} of the {found.target}, against {found.baseline}: {found.score:.2f}, at the baseline "
+        f"{found.base:.2f}; all values together miss the difference by {found.gap:.2g}.",
+        *(
+            f"{name.capitalize()}: area {curve.area:.3f}, in random order {curve.chance[0]:.3f} ± "
+            f"{curve.chance[1]:.3f}; the map beats {curve.beaten:.0%} of the random orders."
+            for name, curve in (("deletion", check.deletion), ("insertion", check.insertion))
+        ),
+    ]
+    boxes = segments(backbone, image, question, answer).boxes(*image.size)
+    title = "Which patches spoke for the answer (blue) and which against it (red)"
+    figure = figures.overlay(image, found.patches, boxes, title, " ".join(sentences), "nats", signed=True)
+    areas = {name: {"area": c.area, "random": list(c.chance), "beaten": c.beaten}
+             for name, c in (("deletion", check.deletion), ("insertion", check.insertion))}  # fmt: skip
+    return figure, sentences, {k: _plain(v) for k, v in asdict(found).items()} | {"check": areas}
+
+
+def _interaction(backbone, image, question, answer):
+    found = interaction(Case(backbone, image, question, Target(answer)))
+    title = "Which textual prompt works through which visual prompt"
+    sentences = [f"Second differences, in nats, of the {found.target}: prompts switched off alone and together."]
+    data = {k: _plain(v) for k, v in asdict(found).items()}
+    return figures.interaction(found.matrix, title, unit="nats"), sentences, data
+
+
+VIEWS = {"attention": _attention, "attribution": _attribution, "interaction": _interaction}
+
+
+def view(backbone: Backbone, image: Image.Image, question: str, name: str, answer: str | None = None) -> View:
+    """One of `VIEWS` of the answer that the active adapter gives, or of a given one.
+
+    "attention": where the positions that predict the answer looked in the picture, attention sinks left out.
+    "attribution": integrated gradients on the picture, with deletion and insertion against random orders.
+    "interaction": second differences between textual and visual prompts.
+
+    Raises:
+        InputError: no such view, an empty answer, or an adapter without the prompts that the view is about.
+    """
+    if name not in VIEWS:
+        raise InputError(f"There is no view {name!r}; choose one of {', '.join(VIEWS)}.")
+    answer = backbone.answer([image], [question])[0] if answer is None else answer
+    if not answer:
+        raise InputError("The model answered nothing, so there is nothing to explain; ask something else.")
+    return View(name, question, answer, *VIEWS[name](backbone, image, question, answer))
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, Tensor) else value
