@@ -134,7 +134,7 @@ class Backbone:
             for i, (question, answer) in enumerate(turns):
                 prefix = self._chat([*turns[:i], (question, None)], True)
                 prefix = prefix.replace(self.processor.image_token, "", 1)
-                start = n_image + len(tokenizer(prefix, add_special_tokens=False)["input_ids"])
+                start = n_image + len(tokenizer(prefix)["input_ids"])  # with the token that begins a text, if any
                 end = start + len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
                 labels[row, start:end] = batch["input_ids"][row, start:end]
         return dict(batch.to(self.model.device)) | {"labels": labels.to(self.model.device)}

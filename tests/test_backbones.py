@@ -1,5 +1,9 @@
+from copy import deepcopy
+
 import pytest
 import torch
+from helpers import tiny_backbone
+from tokenizers.processors import TemplateProcessing
 
 import mmpt
 from mmpt.errors import InputError
@@ -10,6 +14,22 @@ from mmpt.tiny.describe import QUESTION, compare
 @pytest.fixture(scope="module")
 def scenes():
     return [make_scene(seed) for seed in range(8)]
+
+
+def test_labels_with_a_tokenizer_that_begins_texts(scenes):
+    """LLaVA-1.5's tokenizer puts a token before every text."""
+    backbone = tiny_backbone()
+    backbone.processor = deepcopy(backbone.processor)
+    tokenizer = backbone.processor.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|im_end|> $A", special_tokens=[("<|im_end|>", tokenizer.eos_token_id)]
+    )
+    assert tokenizer("a")["input_ids"][0] == tokenizer.eos_token_id
+    talks = [[("What is it?", "A dog"), ("And where?", "top left")]]
+    batch = backbone.training_inputs([scenes[0].image], talks)
+    assert batch["input_ids"][0, 0] == tokenizer.eos_token_id
+    said = tokenizer.decode(batch["labels"][batch["labels"] != -100])
+    assert said == "A dog<|im_end|>top left<|im_end|>"
 
 
 def test_image_token_takes_a_reserved_place(tiny):

@@ -32,9 +32,9 @@ class Attention:
     a token itself belongs to the choice of the next one.) Layers and heads count from 0; left out, they are averaged.
 
     Attributes:
-        weights: (L, H, T, T) float32 on the CPU; zero in rows and columns of slots that a layer does not have yet. Rows
-            sum to 1, but with prompts inside attention (num_kv_prompts) to less: those are no positions, and what is
-            missing went to them.
+        weights: (L, H, T, T) float32 on the CPU; zero in rows and columns of slots that a layer does not have yet.
+            Rows sum to 1, but to less with prompts inside attention (num_kv_prompts): those are no positions, and
+            what is missing went to them.
         segments: what the T positions are.
         question, answer: the text that was read; empty for the vision tower.
         order: on attention from textual to visual prompts; None for the vision tower.
@@ -86,7 +86,7 @@ class Attention:
         return self.weights[:, :, self.positions(source)][..., self.positions(target)].sum(-1).mean(-1)
 
     def matrix(self, layer: int | None = None, head: int | None = None) -> Tensor:
-        """(S, S) the same for every pair of `segments.present`, source by target; its rows sum to what those of `weights` do."""
+        """(S, S) the same for every pair of `segments.present`, source by target; rows sum as those of `weights`."""
         weights, present = self.pick(layer, head), self.segments.present
         member = torch.stack([torch.tensor([k == kind for k in self.segments.kinds]) for kind in present]).float()
         return member @ weights @ member.T / member.sum(1, keepdim=True)

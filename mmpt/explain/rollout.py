@@ -13,7 +13,8 @@ def rollout(attention: Attention, source=PREDICTING) -> Tensor:
     """(L, T) of which positions the source's last state is made: row l in terms of the inputs of layer l.
 
     Row 0 is the paper's rollout, the source's rows of A_L … A_1 with A = 0.5 W + 0.5 I: heads averaged, one half for
-    the residual stream, rows of A brought to a sum of 1 (prompts inside attention are left out). The later rows follow the attention back part of the way.
+    the residual stream, rows of A brought to a sum of 1 (so prompts inside attention are left out). The later rows
+    follow the attention back part of the way.
 
     Slots cut the flow. Where a layer's input overwrites a slot, nothing from before it gets through: what flows back
     into the slot stays there, as a share of that layer's prompt. So under "replace" a prompt's share is that of its
