@@ -7,10 +7,10 @@ off to as tuned. A way through the vectors, from zero, would be no way at all: a
 own size, so that it is the same prompt until the last thousandth before zero, where no sample of a path falls.
 Conductance, which needs vectors, takes each layer's mean prompt as its baseline instead.
 
-What a prompt does goes with the logarithm of its strength rather than with the strength: on a picture under the shipped
-m2pt, all textual prompts at strength 0, 0.001, 0.01, 0.1 and 1 give the answer a log-probability of -22, -17, -12, -6
-and -2. So along a path the strength grows as s(u) = (exp κu - 1) / (exp κ - 1), u from 0 to 1, and samples fall where
-something happens; the ends are the same.
+What a prompt does goes with the logarithm of its strength rather than with the strength: on one picture under an
+m2pt adapter, all textual prompts at strength 0, 0.001, 0.01, 0.1 and 1 gave the answer a log-probability of -22, -17,
+-12, -6 and -2. So along a path the strength grows as s(u) = (exp κu - 1) / (exp κ - 1), u from 0 to 1, and samples
+fall where something happens; the ends are the same.
 """
 
 import math
@@ -34,12 +34,12 @@ GROWTH = 9.2  # κ: s(1/2) is 0.01
 
 
 def integrated_gradients(
-    case: Case, of: Sequence[str] | None = None, *, steps: int = 20, baseline: str = "mean"
+    case: Case, of: Sequence[str] | None = None, *, steps: int = 32, baseline: str = "mean"
 ) -> Attribution:
     """Gradients summed along the way from the baseline (Sundararajan et al., arXiv 1703.01365).
 
-    All parts move together, picture and question straight; those not named in `of` stay as they are. The values add up to score - base but for the
-    gap, which shrinks with the steps.
+    All parts move together, picture and question straight; those not named in `of` stay as they are. The values add up
+    to score - base but for the gap, which shrinks with the steps.
 
     Raises:
         InputError: a part or baseline that there is none of.

@@ -115,7 +115,9 @@ class _Grid:
         size = len(i), len(j)
         i, j = (index.flatten() for index in torch.meshgrid(i, j, indexing="ij"))
         head, logps = self.case.backbone.model.get_output_embeddings(), []
-        for rows in torch.arange(len(i)).split(self.case.rows):
+        whole = self.embeds.shape[1]
+        at_once = self.case.rows * whole // (whole - self.shared)  # as many columns as `rows` whole sequences have
+        for rows in torch.arange(len(i)).split(at_once):
             mine = (i if self.first == "textual" else j)[rows]
             cache = DynamicCache([(layer.keys[mine], layer.values[mine]) for layer in early.layers])
             _, hidden = self._run(i[rows], j[rows], cache)
