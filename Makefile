@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help app demo lab test clean
+.PHONY: help app demo lab notebooks test clean
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -19,6 +19,9 @@ demo: $(READY) ## The same in the terminal: answers before and after tuning
 
 lab: $(READY) ## Open JupyterLab
 	$(VENV)/bin/jupyter lab
+
+notebooks: $(READY) ## Run all notebooks and write them as pages, with an index, to runs/notebooks
+	$(RUN) -m mmpt.notebooks runs/notebooks
 
 test: $(READY) ## Lint and unit tests (seconds each, no network)
 	$(RUN) -m ruff check .
