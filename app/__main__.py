@@ -11,10 +11,11 @@ def serve(args):
     print("Loading the model (the first time, its weights are converted: half a minute) ...", flush=True)
     import mmpt
     from app.page import build, launch
+    from app.state import NONE, Studio
 
-    backbone = mmpt.load(args.backbone)
-    adapter = None if args.adapter == "none" else backbone.add_adapter(args.adapter)
-    page = build(backbone, adapter)
+    studio = Studio(mmpt.load(args.backbone), [adapter for adapter in args.adapter or ["m2pt"] if adapter != NONE])
+    with studio.asking.loaded(*studio.folders):  # a wrong one is told now
+        page = build(studio)
     try:
         launch(page, server_name=args.host, server_port=args.port, share=args.share, inbrowser=args.open)
     except (OSError, OverflowError) as error:
@@ -23,9 +24,13 @@ def serve(args):
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser(prog="app", description="Ask a model about a picture, before and after tuning.")
+    parser = argparse.ArgumentParser(
+        prog="app", description="Ask a model about a picture, before and after tuning, and look inside."
+    )
     parser.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
-    parser.add_argument("--adapter", default="m2pt", help='shipped name, folder or "none" (default: m2pt)')
+    parser.add_argument(
+        "--adapter", action="append", help='shipped name, folder or "none" (default: m2pt); may be given several times'
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")
     parser.add_argument("--share", action="store_true", help="a public link through Gradio's servers")

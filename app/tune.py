@@ -1,0 +1,227 @@
+"""Tune: a short run on chosen tasks, on a model of its own over the same frozen weights."""
+
+import json
+import random
+import shutil
+import threading
+import time
+from itertools import count
+from pathlib import Path
+
+import gradio as gr
+from peft import PeftConfig
+
+from app import export
+from app.state import Studio, alert, twin
+from mmpt import figures
+from mmpt.backbones import Backbone
+from mmpt.errors import InputError
+from mmpt.methods import METHODS
+from mmpt.scenes import SEEDS, make_scene
+from mmpt.tasks import TASKS, check_tasks, correct
+from mmpt.train import TrainConfig, train
+
+FRESH = "a written instruction (a fresh start)"
+MAX_STEPS = 200
+WAIT = 0.5  # seconds between two looks at the run
+DEFAULT = ("background", "count", "leftmost")
+_numbers = count(1)
+
+
+class Stopped(Exception):
+    """The visitor stopped the run."""
+
+
+class Stoppable(Backbone):
+    """A backbone that gives no more batches once `stop` is set, so that a run on it ends within a step."""
+
+    stop: threading.Event
+
+    def training_inputs(self, images, conversations):
+        if self.stop.is_set():
+            raise Stopped
+        return super().training_inputs(images, conversations)
+
+
+def questions(tasks: tuple[str, ...], n: int):
+    """`n` fresh (picture, question) of each task, never tuned on."""
+    found = []
+    for number, name in enumerate(tasks):
+        at, wanted = SEEDS["validation"] + (number << 20), n
+        while wanted:
+            scene = make_scene(at)
+            if question := TASKS[name].make(scene, random.Random(at)):
+                found.append((scene.image, question))
+                wanted -= 1
+            at += 1
+    return found
+
+
+def accuracy(backbone: Backbone, asked, stop: threading.Event) -> float:
+    """Share of the questions that are answered right."""
+    right = 0
+    for image, question in asked:
+        if stop.is_set():
+            raise Stopped
+        right += correct(question, backbone.answer([image], [question.question], max_new_tokens=24)[0])
+    return right / len(asked)
+
+
+class Run:
+    """A tuning run in a thread of its own; `state` says what it does.
+
+    `before` and `after` (shares), `folder` of the adapter and `error` are None until they are known.
+    """
+
+    def __init__(self, studio: Studio, tasks, start: str, n_questions: int = 4, **options):
+        """`options` go to `TrainConfig`."""
+        self.studio, self.start, self.n_questions, self.options = studio, start, n_questions, options
+        self.tasks, self.stop = check_tasks(tasks or ()), threading.Event()
+        self.out = Path(studio.work.name) / f"tuned-{next(_numbers)}"
+        self.before = self.after = self.folder = self.error = None
+        self.state = "asking fresh questions, before tuning"
+        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.thread.start()
+
+    def losses(self) -> list[float]:
+        """Of every step so far."""
+        path = self.out / "log.jsonl"
+        text = path.read_text() if path.exists() else ""
+        return [json.loads(line)["loss"] for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+
+    def end(self) -> None:
+        """Stop, and wait until it has."""
+        self.stop.set()
+        self.thread.join()
+
+    def _work(self):
+        try:
+            asked = questions(self.tasks, self.n_questions)
+            untuned = twin(self.studio.plain)
+            if self.start != FRESH:
+                untuned.add_adapter(self._start())
+            self.before = accuracy(untuned, asked, self.stop)
+            del untuned
+            plain = twin(self.studio.plain)
+            backbone = Stoppable(plain.name, plain.model, plain.processor)
+            backbone.stop, method = self.stop, METHODS["m2pt"]
+            configuration, options = method.configure(backbone.processor.tokenizer), method.rates | self.options
+            if self.start != FRESH:
+                configuration = PeftConfig.from_pretrained(self._start())
+                configuration.inference_mode, options["start"] = False, self._start()
+            self.state = "tuning"
+            train(
+                backbone,
+                configuration,
+                TrainConfig(self.out, tasks=self.tasks, save_every=MAX_STEPS, log_every=1, **options),
+            )
+            self.state = "asking fresh questions, after tuning"
+            self.after = accuracy(backbone, asked, self.stop)
+            self.folder = self.out
+        except Exception as error:  # told by whoever waits for the run
+            self.error = error
+            shutil.rmtree(self.out, ignore_errors=True)
+
+    def _start(self):
+        if self.start not in self.studio.folders:
+            raise InputError(f"The adapter {self.start!r} is not there any more; start from another.")
+        return self.studio.folders[self.start]
+
+
+def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: int, seed: float | None):
+    """Yields as it goes on: message, state in words, loss curve, model A, model B, adapter file.
+
+    Closing the generator ends the run; so does `stop` of the same session.
+    """
+    same = (gr.skip(), gr.skip(), gr.skip())
+    try:
+        if seed is None or seed != int(seed):
+            raise InputError(f"The seed is {seed}; give a whole number.")
+        run = Run(studio, tasks, start, steps=int(steps), pictures=int(pictures), seed=int(seed))
+    except InputError as error:
+        yield alert(error), "", None, *same
+        return
+    studio.runs[session], started, drawn = run, time.monotonic(), 0
+    try:
+        while run.thread.is_alive():
+            losses = run.losses()
+            curve = _curve(losses) if len(losses) > drawn else gr.skip()
+            drawn = len(losses)
+            yield "", _words(run, losses, int(steps), time.monotonic() - started), curve, *same
+            run.thread.join(WAIT)
+    finally:
+        run.end()
+        studio.runs.pop(session, None)
+    if isinstance(run.error, Stopped):
+        yield "", "Stopped. No adapter was made, and the models are as they were.", gr.skip(), *same
+    elif isinstance(run.error, InputError):
+        yield alert(run.error), "", gr.skip(), *same
+    elif run.error:
+        raise run.error
+    else:
+        name = studio.add_tuned(run.folder)
+        file = shutil.make_archive(export.new_file(name), "zip", run.folder.parent, run.folder.name)
+        n = len(run.tasks) * run.n_questions
+        words = (
+            f"Done: {run.after:.0%} of {n} fresh questions right, {run.before:.0%} before tuning. **{name}** "
+            "is model B of the tab *Ask* now, and can be chosen there like the others."
+        )
+        models = gr.Dropdown(choices=studio.choices()), gr.Dropdown(choices=studio.choices(), value=name)
+        yield "", words, _curve(run.losses()), *models, gr.DownloadButton(value=file, interactive=True)
+
+
+def stop(studio: Studio, session: str) -> str:
+    """End the session's run within a step; the words to show meanwhile."""
+    run = studio.runs.get(session)
+    if run is None:
+        return "Nothing is being tuned."
+    run.stop.set()
+    return "Stopping ..."
+
+
+def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
+    """Lay the tab out; `models` are the pickers that the result is offered in."""
+    gr.Markdown(
+        "Tune prompts of your own on a few tasks, on pictures that are drawn for it. The models of the other tabs "
+        "stay as they are, and others can go on asking."
+    )
+    with gr.Row():
+        with gr.Column(min_width=280):
+            labels = [(f"{name}: {task.description}", name) for name, task in TASKS.items()]
+            tasks = gr.Dropdown(labels, value=list(DEFAULT), multiselect=True, label="Tasks")
+            start = gr.Dropdown([FRESH, *studio.folders], value=FRESH, label="Start from")
+            steps = gr.Slider(2, MAX_STEPS, 30, step=1, label="Steps", info="2 to 5 seconds each on a small machine")
+            pictures = gr.Slider(1, 8, 4, step=1, label="Pictures a step")
+            seed = gr.Number(0, label="Seed", precision=0)
+            with gr.Row():
+                press = gr.Button("Tune", variant="primary")
+                halt = gr.Button("Stop", variant="stop")
+        with gr.Column(min_width=300, scale=2):
+            message = gr.HTML(elem_classes="message")
+            state = gr.Markdown("Nothing has been tuned yet.", elem_classes="about")
+            curve = gr.Plot(label="Loss", show_label=False)
+            file = gr.DownloadButton("Download the adapter (ZIP)", interactive=False)
+
+    def run(tasks, start, steps, pictures, seed, request: gr.Request):
+        yield from tune(studio, request.session_hash, tasks, start, steps, pictures, seed)
+
+    def end(request: gr.Request):
+        return stop(studio, request.session_hash)
+
+    press.click(
+        run, [tasks, start, steps, pictures, seed], [message, state, curve, *models, file],
+        concurrency_id="tuning", show_progress="hidden", trigger_mode="once",
+    )  # fmt: skip
+    halt.click(end, None, state, queue=False, show_progress="hidden")
+
+
+def _curve(losses):
+    return figures.loss(list(range(1, len(losses) + 1)), losses)
+
+
+def _words(run, losses, steps, seconds):
+    if run.state != "tuning" or not losses:
+        return f"{run.state.capitalize()} ... {seconds:.0f} s"
+    left = f", about {(steps - len(losses)) * seconds / len(losses):.0f} s left" if len(losses) < steps else ""
+    before = f" Before tuning {run.before:.0%} of the fresh questions were answered right."
+    return f"Step {len(losses)} of {steps}, loss {losses[-1]:.2f}{left}.{before}"

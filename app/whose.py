@@ -1,0 +1,47 @@
+"""What every look inside begins with: which of the last answers is meant."""
+
+import gradio as gr
+
+from app.state import NONE, Asked
+from mmpt.errors import InputError
+
+
+def about(asked: Asked | None, wish: str | None = None) -> tuple[str, str | None]:
+    """(the last question and its answers in words, the adapter that is looked at first: `wish` if it answered)."""
+    if asked is None:
+        return "Nothing has been asked yet: ask a question in the tab *Ask*, then come back.", None
+    answers = "; ".join(f"{_name(adapter)} answered “{answer}”" for adapter, answer in asked.answers.items())
+    adapters = list(asked.answers)
+    first = wish if wish in adapters else next((a for a in adapters if a != NONE), adapters[0])
+    return f"On “{asked.question}” {answers}.", first
+
+
+def answer_of(asked: Asked | None, adapter: str | None) -> str:
+    """What that model answered last.
+
+    Raises:
+        InputError: nothing was asked, the model was not asked, or it said nothing.
+    """
+    if asked is None or adapter not in asked.answers:
+        raise InputError("Nothing has been asked yet: ask a question in the tab “Ask”, then come back.")
+    if not asked.answers[adapter]:
+        raise InputError(f"The answer of {_name(adapter)} is empty; ask another question to have one explained.")
+    return asked.answers[adapter]
+
+
+def picker(asked: gr.State, cleared: list) -> gr.Radio:
+    """The last question in words, and a choice of the model; `cleared` are emptied when another is answered."""
+    words = gr.Markdown(about(None)[0], elem_classes="about")
+    whose = gr.Radio([], label="Look into the answer of")
+
+    def renew(asked, wish):
+        text, first = about(asked, wish)
+        choices = [] if asked is None else [(_name(adapter), adapter) for adapter in asked.answers]
+        return text, gr.Radio(choices=choices, value=first), *[None] * len(cleared)
+
+    asked.change(renew, [asked, whose], [words, whose, *cleared], show_progress="hidden")
+    return whose
+
+
+def _name(adapter):
+    return "the untouched model" if adapter == NONE else adapter
