@@ -173,10 +173,10 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
     )  # fmt: skip
     rated_run = run.success(**rates, api_name="rate")
     # Answers about another picture or to another question would be misread: they go at once, and none follows.
-    anew = [gallery.select, drawn.click, picture.input, question.input, tries.click, *(m.input for m in models)]
+    anew = [gallery.select, drawn.click, picture.input, question.change, *(m.input for m in models)]
     shown = [message, *answers, *ratings]
     gr.on(
-        anew, None, None, shown, js="() => ['', '', '', null, null]", cancels=[run, rated_run], show_progress="hidden"
+        anew, None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run], show_progress="hidden"
     )
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,

@@ -179,7 +179,7 @@ def summary(found: Attribution) -> str:
         text += f" The values miss the difference by {found.gap:+.3f} nats"
         text += f" ({abs(found.gap) / span:.1%} of it)." if span else "."
         if span and abs(found.gap) > LARGE * span:
-            text += " That is a lot: the signs and places may hold, the sizes do not."
+            text += " That is a lot: do not trust the sizes, and compare another method."
     return text
 
 

@@ -23,6 +23,7 @@ WRITE = """(place, question, left, right) => {
   const scene = new URLSearchParams(place);
   mmptLink({seed: scene.get('seed'), objects: scene.get('objects'), question, left, right});
 }"""
+READ = "() => { window.mmptRead = true }"
 COPY = """async (place) => {
   const kept = place ? 'Copied.' : 'Copied; but an uploaded picture is in no link.';
   try { await navigator.clipboard.writeText(location.href); return kept; }
@@ -30,15 +31,15 @@ COPY = """async (place) => {
 }"""
 
 
-def write_tab(name: str) -> str:
-    """Script for when a tab is chosen; the first one is, by nobody, before a link is read."""
-    return f"() => {{ if (navigator.userActivation?.hasBeenActive ?? true) mmptLink({{tab: '{name}'}}) }}"
+def write_tab(name: str, first: bool) -> str:
+    """Script for when a tab is chosen; the first one is, by nobody, before the link is read."""
+    return f"() => {{ if ({'window.mmptRead' if first else 'true'}) mmptLink({{tab: '{name}'}}) }}"
 
 
 def restore(studio: Studio, tabs: list[str], query: Mapping[str, str]):
     """(picture, truth, origin, problem, question, model A, model B, name of the tab, whether to ask again) of a link.
 
-    What a link does not say, or says wrongly, is as on a fresh page, with a sentence where it is wrong.
+    What a link does not say, or says wrongly, is as on a fresh page, with a sentence where wrong; its tab is None.
     """
     shown = draw(_number(query.get("seed", EXAMPLE_SEEDS[0])), _number(query.get("objects")) or KEEP)
     if shown[-1]:
@@ -49,7 +50,7 @@ def restore(studio: Studio, tabs: list[str], query: Mapping[str, str]):
         for name, default in ((query.get("left"), NONE), (query.get("right"), studio.first))
     ]
     tab = query.get("tab")
-    return *shown, question, *models, tab if tab in tabs else tabs[0], "question" in query
+    return *shown, question, *models, tab if tab in tabs else None, "question" in query
 
 
 def _number(text):

@@ -45,7 +45,7 @@ def build(studio: Studio) -> gr.Blocks:
                         table.tab()
                     else:
                         LOOKS[name].tab(studio, asked, items[name])
-                items[name].select(None, None, None, js=link.write_tab(name))
+                items[name].select(None, None, None, js=link.write_tab(name, first=name == TABS[0]))
         gr.Markdown(FOOTER)
         written = [parts["place"], parts["question"], *parts["models"]]
         gr.on([parts["button"].click, parts["question"].submit], None, written, None, js=link.WRITE)
@@ -58,13 +58,18 @@ def build(studio: Studio) -> gr.Blocks:
             if again:
                 yield from ask.ask(studio, *given)
 
-        tab = gr.State(TABS[0])
+        tab = gr.State()
         opened = page.load(
             restore, None, [*parts["new"], parts["question"], *parts["models"], tab, again], show_progress="hidden"
         )
+        opened.then(None, js=link.READ)
         asks = parts["asks"] | {"fn": ask_again, "inputs": [again, *parts["asks"]["inputs"]]}
         answered = opened.then(**asks, api_visibility="private")
-        answered.then(lambda name: gr.Tabs(selected=name), tab, tabs, show_progress="hidden", api_visibility="private")
+
+        def choose(name):
+            return gr.Tabs(selected=name) if name else gr.skip()
+
+        answered.then(choose, tab, tabs, show_progress="hidden", api_visibility="private")
         answered.success(**parts["rates"], api_visibility="private")
     return page.queue(default_concurrency_limit=4, max_size=64)
 

@@ -37,7 +37,7 @@ class Asked:
     question: str
     answers: dict[str, str]
 
-    def __hash__(self):  # by which Gradio sees that another question was answered
+    def __hash__(self):  # by which Gradio sees that it has changed
         return hash((self.picture, self.question, *self.answers.items()))
 
     def image(self) -> Image.Image:

@@ -10,7 +10,7 @@ from app.page import TABS, build, launch
 from app.pictures import EXAMPLE_SEEDS, UNKNOWN, scene
 from app.state import Studio, twin
 
-WAIT = 180_000  # ms, for a model on a busy machine
+WAIT = 90_000  # ms, for a model on a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,8 @@ def until(page, label, test):
 def ask(page, question):
     page.get_by_label("Question", exact=True).fill(question)
     page.get_by_role("button", name="Ask", exact=True).click()
-    answers = [until(page, f"Answer of model {name}", "e.value != ''") for name in "AB"]
     page.wait_for_function("document.querySelectorAll('.ratings [class*=confidence]').length > 1")  # the last to come
-    return answers
+    return [until(page, f"Answer of model {name}", "e.value != ''") for name in "AB"]
 
 
 def picture_of(page, name):
@@ -117,7 +116,7 @@ def test_asking_and_every_look_inside(visit):
 
     page.get_by_role("tab", name="Table").click()
     figure(page)
-    assert page.url.endswith("tab=table")
+    assert "tab=table" in page.url
 
     page.get_by_role("tab", name="Ask").click()
     page.get_by_label("Question", exact=True).fill("What else?")
@@ -166,7 +165,7 @@ def test_a_link_restores_a_view(visit):
         "?seed=13&objects=2&question=What+colour+is+the+background%3F&left=m2pt-carry&right=m2pt&tab=attention"
     )
     figure(page)  # the question was asked again
-    page.get_by_text("The textual prompts stand before the picture").wait_for()
+    page.get_by_text("The textual prompts stand after the picture").wait_for()  # m2pt-carry is looked into
     page.get_by_role("tab", name="Ask").click()
     until(page, "What is really in the picture", f"e.value === {scene(13, 2)[1]!r}")
     assert page.get_by_label("Model A", exact=True).input_value() == "m2pt-carry"
@@ -176,6 +175,6 @@ def test_a_link_restores_a_view(visit):
 
 def test_every_tab_opens_before_anything_is_asked(visit):
     page = visit()
-    for name in TABS:
+    for name in (*TABS[1:], TABS[0]):
         page.get_by_role("tab", name=name.capitalize()).click()
         page.wait_for_function(f"location.search.includes('tab={name}')")

@@ -326,3 +326,23 @@ def test_models_are_left_as_they_were(name):
     handle.remove()
     assert state() == before
     assert all(torch.equal(values[n], p) and p.grad is None for n, p in model.named_parameters())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", (None, "m2pt", "m2pt-carry"))
+def test_the_embedded_model_under_its_adapters(adapter):
+    scene = make_scene(7)
+    boxes = [(thing.name, thing.box) for thing in scene.things]
+    case = Case(mmpt.load("tiny", adapter=adapter), scene.image, "What is in the picture?")
+    parts = {"patch", "question"} | ({"textual", "visual"} if adapter else set())
+    found = shapley(case)
+    assert found.totals.keys() == parts and abs(found.gap) < 1e-3
+    assert sum(found.totals.values()) == pytest.approx(found.score - found.base, abs=1e-3)
+    ablated = feature_ablation(case, ["patch"], boxes=boxes)
+    assert [name for name, _ in ablated.objects] == ["background", *(thing.name for thing in scene.things)]
+    assert max(abs(value) for _, value in ablated.objects) > 1e-2
+    gradients = integrated_gradients(case, steps=2)
+    assert gradients.patches.shape == (7, 7) and gradients.patches.abs().max() > 1e-3
+    if adapter:
+        layers = conductance(case, steps=1)
+        assert layers.textual.isfinite().all() and len(layers.textual) == 30 and layers.textual.abs().max() > 1e-3
