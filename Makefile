@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 TESTS ?= tests
 
 .DEFAULT_GOAL := help
-.PHONY: help app demo lab notebooks test clean
+.PHONY: help app demo lab notebooks table test clean
 
 help: ## What can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile
@@ -22,6 +22,9 @@ lab: $(READY) ## Open JupyterLab
 
 notebooks: $(READY) ## Run all notebooks and write them as pages, with an index, to runs/notebooks
 	$(RUN) -m mmpt.notebooks runs/notebooks
+
+table: $(READY) ## Measure what is missing of the table of methods: days; TABLE=--quick: three rows in minutes
+	$(RUN) -m mmpt table $(TABLE)
 
 test: $(READY) ## Lint and unit tests (seconds each, no network)
 	$(RUN) -m ruff check .

@@ -175,9 +175,7 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
     # Answers about another picture or to another question would be misread: they go at once, and none follows.
     anew = [gallery.select, drawn.click, picture.input, question.change, *(m.input for m in models)]
     shown = [message, *answers, *ratings]
-    gr.on(
-        anew, None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run], show_progress="hidden"
-    )
+    gr.on(anew, None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run], show_progress="hidden")
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,
             "place": place}  # fmt: skip

@@ -35,12 +35,13 @@ hypothesis: compare two methods."""
 
 @dataclass(frozen=True)
 class Method:
-    """How to compute it, what it says in a line, and about how many calls of the model it takes."""
+    """How to compute it, what it says in a line, about how many calls of the model it takes, and its options."""
 
     run: Callable[..., Attribution]
     words: str
     calls: Callable[[Case], float]
     baselines: bool = True
+    of: tuple[str, ...] | None = None
 
 
 def _features(case):
@@ -49,11 +50,12 @@ def _features(case):
 
 METHODS = {
     "Integrated gradients": Method(
-        gradients.integrated_gradients, "gradients summed along the way from the baseline", lambda c: 2 + 20 / c.rows
+        gradients.integrated_gradients, "gradients summed while the picture appears", lambda c: 2 + 20 / c.rows,
+        of=("patch",),  # along the ways of prompts and words the steps are too few
     ),
     "Gradient SHAP": Method(
-        gradients.gradient_shap, "gradients at random points of ways from random baselines",
-        lambda c: 2 + 20 / c.rows, False,
+        gradients.gradient_shap, "gradients at random points while the picture appears",
+        lambda c: 2 + 20 / c.rows, False, ("patch",),
     ),
     "Layer conductance": Method(
         gradients.conductance, "what passes through each prompt's slot, layer by layer",
@@ -116,7 +118,7 @@ def explain(
         InputError: what was asked for cannot be had of this model and answer.
     """
     wanted, method = target_of(asked, adapter, target), METHODS[name]
-    options = {"baseline": baseline} if method.baselines else {}
+    options = ({"baseline": baseline} if method.baselines else {}) | ({"of": method.of} if method.of else {})
 
     def look():
         with studio.looking.use(adapter) as backbone:

@@ -29,7 +29,7 @@ def tables(folder: Path = RESULTS) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
                 for experiment in rows_of(name)
                 if (files := sorted((folder / budget).glob(f"{experiment.name}-s[0-9].json")))
             ]
-            if rows:
+            if len(rows) > 1:  # an ablation shares M²PT's own row with the main table
                 summaries = [summarise(*row) for row in rows]
                 found[f"{name} ({budget} budget)"] = cells(summaries), figure(summaries)
     files = sorted(folder.glob("tasks-*.json"))

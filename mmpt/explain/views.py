@@ -60,7 +60,7 @@ def _attention(backbone, image, question, answer):
 
 def _attribution(backbone, image, question, answer):
     case = Case(backbone, image, question, Target(answer))
-    found = integrated_gradients(case)
+    found = integrated_gradients(case, ["patch"])
     check = curves(case, found.patches)
     sentences = [
         f"{found.method} of the {found.target}, against {found.baseline}: {found.score:.2f}, at the baseline "

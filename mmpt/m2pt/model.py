@@ -1,20 +1,17 @@
 """The PEFT tuner of M²PT (arXiv 2409.15657): puts one `M2PTLayer` on a LLaVA model and keeps its checkpoints."""
 
-import re
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTuner
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.m2pt.config import M2PTConfig
 from mmpt.m2pt.layer import NO_MERGE, M2PTLayer
+from mmpt.tuner import RootTuner
 
-NAME = "m2pt"  # of the layer at the root of the host, hence the first part of every key in a checkpoint
 
-
-class M2PTModel(BaseTuner):
+class M2PTModel(RootTuner):
     """M²PT on a LLaVA model; made by `peft.get_peft_model(model, M2PTConfig(...))`.
 
     Inputs stay those of the base model and its processor: logits, labels and last hidden states have the caller's
@@ -27,14 +24,11 @@ class M2PTModel(BaseTuner):
     begun, several adapters active at once.
     """
 
+    NAME = "m2pt"
     prefix = "m2pt_"
     tuner_layer_cls = M2PTLayer
-    target_module_mapping: ClassVar[dict] = {}
-
-    @property
-    def layer(self) -> M2PTLayer:
-        """The module that holds the adapters."""
-        return getattr(self.model, NAME)
+    no_merge = NO_MERGE
+    layer: M2PTLayer
 
     @torch.no_grad()
     def segments(
@@ -63,77 +57,8 @@ class M2PTModel(BaseTuner):
     def _check_target_module_exists(self, peft_config: M2PTConfig, key: str) -> bool:
         return key == self._place
 
-    def _create_and_replace(
-        self,
-        peft_config: M2PTConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        layer = getattr(self.model, NAME, None)
-        if layer is None:
-            layer = M2PTLayer(find_backbone(self.model))
-            layer.update_layer(adapter_name, peft_config)
-            setattr(self.model, NAME, layer)
-        else:
-            layer.update_layer(adapter_name, peft_config)
+    def _new_layer(self) -> M2PTLayer:
+        return M2PTLayer(find_backbone(self.model))
 
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        if not isinstance(adapter_name, str) and len(adapter_name) > 1:
-            raise ValueError(f"M2PT runs one adapter at a time, but got {list(adapter_name)}: set one of them.")
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-
-    # ---- removal -----------------------------------------------------------------------------------------------
-
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(NO_MERGE)
-
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            self._check_merge_allowed()
+    def _detach_layer(self) -> None:
         self.layer.hooks.detach()
-        delattr(self.model, NAME)
-        del self.model.peft_config
-        return self.model
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """base_model.model.m2pt.m2pt_projector.default.linear_1.bias -> m2pt.m2pt_projector.linear_1.bias"""
-        return re.sub(rf"^(?:.*\.)?({NAME}\.{cls.prefix}[^.]+)\.{re.escape(adapter_name)}\.", r"\1.", key)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: M2PTConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Also checks that the adapter fits, since PEFT would drop what it has no place for.
-
-        Raises:
-            ValueError: the checkpoint was made for a backbone of another depth or width.
-        """
-        # transformers' save_pretrained writes the keys with the path that PEFT's own wrapper would give them.
-        state_dict = {k.removeprefix("base_model.model."): v for k, v in state_dict.items()}
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        own = {
-            k: v.shape
-            for k, v in model.state_dict().items()
-            if re.search(rf"\b{NAME}\.{cls.prefix}\w+\.{re.escape(adapter_name)}\.", k)
-        }
-        given = {k: v.shape for k, v in remapped.items()}
-        wrong = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
-        if wrong:
-            key = wrong[0]
-            raise ValueError(
-                f"The adapter was made for another backbone ({config.base_model_name_or_path!r}): "
-                f"{cls._remove_adapter_name_from_key(key, adapter_name)} is {_shape(given.get(key))} in the file and "
-                f"{_shape(own.get(key))} in this model; load it onto the model it was tuned on."
-            )
-        return remapped
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "absent" if shape is None else " x ".join(map(str, shape))

@@ -1,21 +1,15 @@
 """The PEFT tuner of MPT4LM (doi 10.3233/FAIA240515): puts one `MPT4LMLayer` on a host and keeps its checkpoints."""
 
-import re
-from typing import Any, ClassVar
-
-import torch
-from peft.tuners.tuners_utils import BaseTuner, NoMatchingPeftModuleError
-from torch import Tensor, nn
+from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 
 from mmpt.mpt4lm.bottleneck import sublayers
 from mmpt.mpt4lm.config import MPT4LMConfig
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.layer import NO_MERGE, MPT4LMLayer
+from mmpt.tuner import RootTuner
 
-NAME = "mpt4lm"  # of the layer at the root of the host, hence the first part of every key in a checkpoint
 
-
-class MPT4LMModel(BaseTuner):
+class MPT4LMModel(RootTuner):
     """MPT4LM on a `VisionBesideLM`; made by `peft.get_peft_model(model, MPT4LMConfig(...))`.
 
     Inputs are those of the LLM's tokenizer and the tower's image processor: one picture a row as pixel_values, and
@@ -29,14 +23,11 @@ class MPT4LMModel(BaseTuner):
     come after a cache was begun, several adapters active at once.
     """
 
+    NAME = "mpt4lm"
     prefix = "mpt4lm_"
     tuner_layer_cls = MPT4LMLayer
-    target_module_mapping: ClassVar[dict] = {}
-
-    @property
-    def layer(self) -> MPT4LMLayer:
-        """The module that holds the adapters."""
-        return getattr(self.model, NAME)
+    no_merge = NO_MERGE
+    layer: MPT4LMLayer
 
     # ---- injection ---------------------------------------------------------------------------------------------
 
@@ -58,73 +49,8 @@ class MPT4LMModel(BaseTuner):
         # PEFT looks for modules to replace; the tower stands for the one place per model.
         return key == "vision_tower"
 
-    def _create_and_replace(
-        self,
-        peft_config: MPT4LMConfig,
-        adapter_name: str,
-        target: nn.Module,
-        target_name: str,
-        parent: nn.Module,
-        current_key: str,
-        parameter_name: str | None = None,
-    ) -> None:
-        layer = getattr(self.model, NAME, None) or MPT4LMLayer(self.model)
-        layer.update_layer(adapter_name, peft_config)
-        setattr(self.model, NAME, layer)
+    def _new_layer(self) -> MPT4LMLayer:
+        return MPT4LMLayer(self.model)
 
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        if not isinstance(adapter_name, str) and len(adapter_name) > 1:
-            raise ValueError(f"MPT4LM runs one adapter at a time, but got {list(adapter_name)}: set one of them.")
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
-
-    # ---- removal -----------------------------------------------------------------------------------------------
-
-    def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(NO_MERGE)
-
-    def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
-        if merge:
-            self._check_merge_allowed()
+    def _detach_layer(self) -> None:
         self.layer.detach()
-        delattr(self.model, NAME)
-        del self.model.peft_config
-        return self.model
-
-    # ---- checkpoints -------------------------------------------------------------------------------------------
-
-    @classmethod
-    def _remove_adapter_name_from_key(cls, key: str, adapter_name: str) -> str:
-        """base_model.model.mpt4lm.mpt4lm_instruction.default -> mpt4lm.mpt4lm_instruction"""
-        return re.sub(rf"^(?:.*\.)?({NAME}\.{cls.prefix}[^.]+)\.{re.escape(adapter_name)}(?=\.|$)", r"\1", key)
-
-    @classmethod
-    def _remap_adapter_state_dict_for_load(
-        cls, model: nn.Module, config: MPT4LMConfig, adapter_name: str, state_dict: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """Also checks that the adapter fits, since PEFT would drop what it has no place for.
-
-        Raises:
-            ValueError: the checkpoint was made for a backbone of another depth or width.
-        """
-        # transformers' save_pretrained writes the keys with the path that PEFT's own wrapper would give them.
-        state_dict = {k.removeprefix("base_model.model."): v for k, v in state_dict.items()}
-        remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        own = {
-            k: v.shape
-            for k, v in model.state_dict().items()
-            if re.search(rf"\b{NAME}\.{cls.prefix}\w+\.{re.escape(adapter_name)}(\.|$)", k)
-        }
-        given = {k: v.shape for k, v in remapped.items()}
-        wrong = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
-        if wrong:
-            key = wrong[0]
-            raise ValueError(
-                f"The adapter was made for another backbone ({config.base_model_name_or_path!r}): "
-                f"{cls._remove_adapter_name_from_key(key, adapter_name)} is {_shape(given.get(key))} in the file and "
-                f"{_shape(own.get(key))} in this model; load it onto the model it was tuned on."
-            )
-        return remapped
-
-
-def _shape(shape: torch.Size | None) -> str:
-    return "absent" if shape is None else " x ".join(map(str, shape))
