@@ -30,7 +30,8 @@ PICTURE, WORDS, TEXTUAL, VISUAL, TOTALS = (
 )  # fmt: skip
 READ = """*How to read it.* Attribution says what the answer's log-probability depended on, against a baseline in which
 a part says nothing; another baseline gives other numbers. Blue speaks for the answer, red against it. One map is a
-hypothesis: compare two methods."""
+hypothesis: compare two methods. Gradients are taken of the picture; for words and prompts choose ablation or Shapley
+values."""
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,8 @@ def test_asking_and_every_look_inside(visit):
     page.get_by_role("checkbox", name="T1", exact=True).uncheck()
     until(page, "Answer with these prompts", "e.value != ''")
     page.get_by_text("had a probability of").wait_for()
+    page.get_by_role("button", name="Measure the effect of each single prompt").click()
+    figure(page)
     picture_of(page, "prompts")
 
     page.get_by_role("tab", name="Attention").click()
