@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from mmpt.experiments import Experiment
+from mmpt.figures import COLOURS, titled
 from mmpt.files import write_whole
 from mmpt.suites import SUITES
 
@@ -85,7 +86,7 @@ def to_csv(rows: list[dict]) -> str:
 def figure(rows: list[dict]) -> go.Figure:
     """A panel a suite: each method's figure with its 95 % interval, and what the best fixed answer gets."""
     names = [AVERAGE, *SUITES]
-    panels = make_subplots(rows=3, cols=3, subplot_titles=names, shared_yaxes=True, vertical_spacing=0.1)
+    panels = make_subplots(rows=3, cols=3, subplot_titles=names, shared_yaxes=True, vertical_spacing=0.16)
     methods = [row["method"] for row in rows]
     for i, name in enumerate(names):
         at = {"row": i // 3 + 1, "col": i % 3 + 1}
@@ -99,17 +100,17 @@ def figure(rows: list[dict]) -> go.Figure:
                 "arrayminus": [row[name] - row[f"{name} low"] for row in rows],
             }
         panels.add_trace(
-            go.Scatter(x=values, y=methods, mode="markers", error_x=bars, marker={"size": 9, "color": "#0072B2"}), **at
+            go.Scatter(
+                x=values, y=methods, mode="markers", error_x=bars, marker={"size": 9, "color": COLOURS["textual"]}
+            ),
+            **at,
         )
-        panels.add_vline(rows[0][f"{name} chance"], line={"dash": "dot", "color": "#888"}, **at)
+        panels.add_vline(rows[0][f"{name} chance"], line={"dash": "dot", "color": COLOURS["question"]}, **at)
     panels.update_yaxes(autorange="reversed")
-    panels.update_layout(
-        title="Zero-shot figures of each method, 95 % intervals over questions; dotted: the best fixed answer",
-        showlegend=False,
-        height=260 + 60 * len(rows),
-        template="plotly_white",
+    note = "95 % intervals over questions; dotted: the best fixed answer"
+    return titled(
+        panels.update_layout(showlegend=False), "What each method scores, zero-shot", note, 340 + 66 * len(rows)
     )
-    return panels
 
 
 def write(rows: list[dict], folder: Path) -> str:
