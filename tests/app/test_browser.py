@@ -49,6 +49,7 @@ def visit(url, browser):
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(url + query)
         page.get_by_role("tab", name="Ask").wait_for()
+        page.wait_for_function("window.mmptRead")  # what the link says stands on the page, and replaces nothing later
         pages.append((page, width))
         return page
 
