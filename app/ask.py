@@ -10,17 +10,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteriaList, TextStreamer
 
-from app.pictures import (
-    EXAMPLE_SEEDS,
-    KEEP,
-    SIZE,
-    Picture,
-    check_upload,
-    draw,
-    origin,
-    scene,
-    show_example,
-)
+from app.pictures import EXAMPLE_SEEDS, KEEP, SIZE, Picture, check_upload, draw, origin, scene, show_example
 from app.state import Asked, Lane, Studio, alert, known, open_upload, told
 from mmpt.ask import check_question
 from mmpt.errors import InputError
@@ -105,11 +95,8 @@ def rate(studio: Studio, asked: Asked | None, picture: str | None, question: str
 
     Empty where another question has been put meanwhile.
     """
-    if asked is None or (asked.picture, asked.question, {*asked.answers}) != (
-        picture,
-        question.strip(),
-        {left, right},
-    ):
+    now = picture, question.strip(), {left, right}
+    if asked is None or now != (asked.picture, asked.question, {*asked.answers}):
         return None, None, {}
     with studio.looking.loaded(left, right) as backbone:
         found = compare(backbone, asked.image(), asked.question, [known(left), known(right)], runners=RUNNERS)
@@ -153,9 +140,9 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
                             gr.Label(
                                 label=f"How probable to model {name}",
                                 show_heading=False,
-                                num_top_classes=4,
+                                num_top_classes=RUNNERS + 1,
                                 elem_classes="ratings",
-                            )  # fmt: skip
+                            )
                         )
             truth = gr.Textbox(description, label="What is really in the picture", lines=2, interactive=False)
     new, answered = [picture, truth, place, problem], [message, *answers, asked]

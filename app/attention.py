@@ -129,8 +129,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             sinks = gr.Checkbox(True, label="Count sinks too")
         with gr.Column(min_width=300, scale=2):
             plot.render()
-            with gr.Row():
-                export.figure_buttons("mmpt-attention", plot, message)
+            export.figure_buttons("mmpt-attention", plot, message)
             gr.Markdown(READ)
     with gr.Row():
         picture = gr.Image(

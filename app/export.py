@@ -65,10 +65,11 @@ def button(label: str, make: Callable, inputs, message: gr.HTML) -> None:
 
 
 def figure_buttons(name: str, plot: gr.Plot, message: gr.HTML) -> None:
-    """Save what `plot` shows."""
-    for ending in ("html", "png"):
+    """A row of buttons that save what `plot` shows."""
+    with gr.Row():
+        for ending in ("html", "png"):
 
-        def make(shown, ending=ending):
-            return save_figure(ending, name, shown)
+            def make(shown, ending=ending):
+                return save_figure(ending, name, shown)
 
-        button(f"Save figure ({ending.upper()})", make, plot, message)
+            button(f"Save figure ({ending.upper()})", make, plot, message)

@@ -59,8 +59,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     press = gr.Button("Compute (about half a minute)", variant="primary")
     plot.render()
     sentence.render()
-    with gr.Row():
-        export.figure_buttons("mmpt-interaction", plot, message)
+    export.figure_buttons("mmpt-interaction", plot, message)
     gr.Markdown(READ)
     press.click(
         partial(draw, studio), [asked, whose, target], [message, plot, sentence], show_progress_on=plot,

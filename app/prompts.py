@@ -126,13 +126,11 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     press = gr.Button("Measure the effect of each single prompt")
     bars.render()
     others.render()
-    with gr.Row():
-        export.figure_buttons("mmpt-prompts", bars, message)
+    export.figure_buttons("mmpt-prompts", bars, message)
     space = gr.Dropdown(list(SPACES), value=list(SPACES)[0], label="Compare the textual prompts with words …")
     name = gr.Button("Show the words nearest to each textual prompt")
     near.render()
-    with gr.Row():
-        export.figure_buttons("mmpt-words", near, message)
+    export.figure_buttons("mmpt-words", near, message)
 
     live = {"outputs": [message, now, effect], "concurrency_id": "looking", "trigger_mode": "always_last",
             "show_progress_on": now}  # fmt: skip

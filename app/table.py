@@ -72,6 +72,5 @@ def tab() -> None:
     sheet = gr.Dataframe(known[first][0], label="A click on a column's head sorts", interactive=False, wrap=True)
     plot = gr.Plot(known[first][1], label="The same as a figure", show_label=False)
     message = gr.HTML(elem_classes="message")
-    with gr.Row():
-        export.figure_buttons("mmpt-table", plot, message)
+    export.figure_buttons("mmpt-table", plot, message)
     choice.input(lambda name: known[name], choice, [sheet, plot])

@@ -39,9 +39,9 @@ def integrated_gradients(
     """Gradients summed along the way from the baseline (Sundararajan et al., arXiv 1703.01365).
 
     All parts move together, picture and question straight; those not named in `of` stay as they are. The values add up
-    to score - base but for the gap, which shrinks with the steps: on the embedded model under the m2pt adapter 32 of
-    them missed 3 % of the difference for the picture, but 90 % for the question and 96 % for the prompts, whose ways
-    lead through models that attend to nothing they know. For those take ablation or Shapley values.
+    to score - base but for the gap, which shrinks with the steps: on one picture, the embedded model under m2pt, 32 of
+    them missed 3 % of the difference for the picture, but 91 % for the question and 96 % for the prompts, and several
+    times the difference for all together. For words and prompts take ablation or Shapley values.
 
     Raises:
         InputError: a part or baseline that there is none of.

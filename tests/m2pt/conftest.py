@@ -122,7 +122,8 @@ def prompts_of(model, adapter="default"):
 
 
 def assert_close(actual, expected, atol=1e-5):
-    # Rounding in fp32 goes with the largest number in a sum, so the bound is of the whole tensor, not of each element.
+    # Rounding in fp32 goes with the largest number in a sum, so the bound is of the whole tensor, not of each element;
+    # and with where buffers lie in memory, so that even the same computation need not agree to the last bit.
     scale = max(1.0, expected.abs().max().item())
     torch.testing.assert_close(actual, expected, atol=atol * scale, rtol=0)
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import warnings
-from functools import partial
 
 import pytest
 import torch
@@ -14,8 +13,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHe
 
 from mmpt.m2pt import M2PTConfig
 from mmpt.mpt4lm import MPT4LMConfig, MPT4LMLayer, VisionBesideLM
-
-same = partial(torch.allclose, rtol=1e-5, atol=1e-5)  # rounding goes with where buffers lie in memory
 
 pytestmark = pytest.mark.unit
 LMS = ["llama", "t5"]
@@ -84,16 +81,16 @@ def test_disable_and_unload_restore_the_base(tools, lm, batch):
     assert (tuned - base).abs().max() > 0.1
     for _ in range(2):
         with model.disable_adapter():
-            assert same(logits(model, batch), base)
-        assert same(logits(model, batch), tuned)
+            tools.assert_close(logits(model, batch), base)
+        tools.assert_close(logits(model, batch), tuned)
     assert traces(host) != before
     assert model.unload() is host
     assert traces(host) == before and not hasattr(host, "peft_config")
-    assert same(logits(host, batch), base)
+    tools.assert_close(logits(host, batch), base)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         again = tools.tuned(host)
-    assert same(logits(again, batch), tuned)
+    tools.assert_close(logits(again, batch), tuned)
 
 
 def test_merge_is_refused(tools, lm, batch):
@@ -104,7 +101,7 @@ def test_merge_is_refused(tools, lm, batch):
             method()
     with pytest.raises(NotImplementedError, match="nothing to unmerge"):
         model.unmerge_adapter()
-    assert same(logits(model, batch), before)
+    tools.assert_close(logits(model, batch), before)
 
 
 CASES = [{}, {"num_visual_prompts": 0}, {"num_instruction_tokens": 0}, {"adapter_rank": 0}]
@@ -206,7 +203,7 @@ def test_delete_the_last_adapter_and_add_another(tools, lm, batch):
     tuned = logits(model, batch)
     model.delete_adapter("default")
     # PeftModel itself cannot run without an active adapter; its tuner and the host can.
-    assert same(logits(model.base_model, batch), base)
+    tools.assert_close(logits(model.base_model, batch), base)
     assert [h for h in traces(host)["hooks"] if not h[0].startswith("mpt4lm")] == hooked
     torch.manual_seed(0)
     model.add_adapter("new", MPT4LMConfig(**tools.SMALL))
@@ -232,7 +229,7 @@ def test_failed_adapters_change_nothing(tools, lm, batch):
     with pytest.raises(ValueError, match="cross_attention_width"):
         model.add_adapter("bad", MPT4LMConfig(**tools.SMALL | bad[0][0]))
     assert list(model.peft_config) == ["default"]
-    assert same(logits(model, batch), expected)
+    tools.assert_close(logits(model, batch), expected)
 
 
 def test_deepcopy_and_pickle_are_independent(tools, tmp_path, lm, batch):
@@ -240,12 +237,12 @@ def test_deepcopy_and_pickle_are_independent(tools, tmp_path, lm, batch):
     torch.save(model, tmp_path / "model.pt")  # before transformers' capture hooks, which cannot be pickled
     expected = logits(model, batch)
     for other in (copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)):
-        assert same(logits(other, batch), expected)
+        tools.assert_close(logits(other, batch), expected)
         tools.randomize(other, seed=9)
-        assert not same(logits(other, batch), expected)
-        assert same(logits(model, batch), expected)
+        assert (logits(other, batch) - expected).abs().max() > 1e-3
+        tools.assert_close(logits(model, batch), expected)
         other.unload()
-        assert same(logits(model, batch), expected)
+        tools.assert_close(logits(model, batch), expected)
 
 
 def test_transformers_adapter_methods(tools, tmp_path, lm, batch):
@@ -258,7 +255,7 @@ def test_transformers_adapter_methods(tools, tmp_path, lm, batch):
     torch.manual_seed(0)
     host.add_adapter(MPT4LMConfig(**tools.SMALL))
     tools.randomize(host)
-    assert same(logits(host, batch), expected)
+    tools.assert_close(logits(host, batch), expected)
     host.save_pretrained(tmp_path / "transformers")
     for folder in ("peft", "transformers"):
         other = tools.make_host(lm=lm)
@@ -268,14 +265,14 @@ def test_transformers_adapter_methods(tools, tmp_path, lm, batch):
         loaded = PeftModel.from_pretrained(tools.make_host(lm=lm), tmp_path / folder)
         tools.assert_close(logits(loaded, batch), expected, atol=1e-6)
     host.disable_adapters()
-    assert same(logits(host, batch), base)
+    tools.assert_close(logits(host, batch), base)
     host.enable_adapters()
     host.load_adapter(str(tmp_path / "peft"), "second")
     host.set_adapter("second")
     host.delete_adapter("default")
     tools.assert_close(logits(host, batch), expected, atol=1e-6)
     host.delete_adapter("second")
-    assert same(logits(host, batch), base)
+    tools.assert_close(logits(host, batch), base)
 
 
 def test_inject_adapter_in_model(tools, lm, batch):
@@ -283,7 +280,7 @@ def test_inject_adapter_in_model(tools, lm, batch):
     host = inject_adapter_in_model(MPT4LMConfig(**tools.SMALL), tools.make_host(lm=lm))
     tools.randomize(host)
     assert isinstance(host.mpt4lm, MPT4LMLayer)
-    assert same(logits(host, batch), logits(tools.tuned(tools.make_host(lm=lm)), batch))
+    tools.assert_close(logits(host, batch), logits(tools.tuned(tools.make_host(lm=lm)), batch))
 
 
 def test_bf16(tools, lm, batch):

@@ -1,14 +1,11 @@
 """Equal to the literal reference of the equations: every field of the configuration, every kind of batch."""
 
-from functools import partial
 from pathlib import Path
 from runpy import run_path
 
 import pytest
 import torch
 from peft import get_peft_model_state_dict
-
-same = partial(torch.allclose, rtol=1e-5, atol=1e-5)  # rounding goes with where buffers lie in memory
 
 pytestmark = pytest.mark.unit
 reference = run_path(str(Path(__file__).with_name("reference.py")))["forward"]
@@ -65,7 +62,7 @@ def test_batches(tools, lm, case, has, padding):
     elif len(has) == 1:
         del batch["attention_mask"]
         expected = model(**batch, attention_mask=torch.ones_like(batch["input_ids"])).logits
-        assert same(model(**batch).logits, expected)
+        tools.assert_close(model(**batch).logits, expected)
 
 
 @torch.no_grad()
@@ -102,7 +99,9 @@ def test_answers_are_not_read_before_they_are_said(tools):
             expected = reference(host, config, tensors, row["input_ids"][0], row["pixel_values"], question=question)
             tools.assert_close(logits[r][keep], expected)
     assert (model(**other).logits[:, 2] - model(**batch).logits[:, 2]).abs().max() > 1e-3  # all of it is the question
-    assert same(model(**batch, labels=labels, question_mask=batch["attention_mask"]).logits, model(**batch).logits)
+    tools.assert_close(
+        model(**batch, labels=labels, question_mask=batch["attention_mask"]).logits, model(**batch).logits
+    )
 
 
 @torch.no_grad()
@@ -121,7 +120,7 @@ def test_the_prompts_depend_on_the_question(tools, lm):
         handle.remove()
     conditioned, unconditioned = layer_inputs
     assert (conditioned[0] - conditioned[1]).abs().max() > 1e-2
-    assert same(unconditioned[0], unconditioned[1])
+    tools.assert_close(unconditioned[0], unconditioned[1])
 
 
 @torch.no_grad()
@@ -154,7 +153,7 @@ def test_inner_outputs(tools):
     assert out.hidden_states[0].shape[1] == 3 + 4 + T and out.logits.shape[1] == T
     tools.assert_close(out.hidden_states[0][1, :3], layer.mpt4lm_instruction["default"])
     assert out.attentions[1][1, :, 8:, 3:7].sum() == 0 < out.attentions[1][0, :, 8:, 3:7].sum()
-    assert same(model(**batch, return_dict=False)[0], out.logits)
+    tools.assert_close(model(**batch, return_dict=False)[0], out.logits)
 
 
 @torch.no_grad()
@@ -180,9 +179,9 @@ def test_adapters_start_as_the_identity(tools, lm):
     model = tools.tuned(tools.make_host(lm=lm), randomized=False)
     logits = model(**batch).logits
     model.base_model.layer.mpt4lm_adapters.clear()
-    assert same(model(**batch).logits, logits)
+    tools.assert_close(model(**batch).logits, logits)
     alone = tools.tuned(tools.make_host(lm=lm), randomized=False, num_visual_prompts=0, num_instruction_tokens=0)
-    assert same(alone(**batch).logits, tools.make_host(lm=lm)(**batch).logits)
+    tools.assert_close(alone(**batch).logits, tools.make_host(lm=lm)(**batch).logits)
 
 
 def test_prompts_start_as_large_as_token_embeddings(tools):
