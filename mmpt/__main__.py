@@ -180,7 +180,12 @@ def parser():
     sub = command(explain, "Show what an answer came from.", adapter="m2pt")
     sub.add_argument("image")
     sub.add_argument("question")
-    sub.add_argument("--view", choices=("attention", "attribution", "interaction"), default="attribution")
+    sub.add_argument(
+        "--view",
+        choices=("attention", "attribution", "interaction", "cross-attention"),
+        default="attribution",
+        help="the last of MPT4LM, the others of all that has a projector (default: attribution)",
+    )
     sub.add_argument("--answer", help="explain this answer (default: the one that the model gives)")
     sub.add_argument("--out", required=True, metavar="FILE", help=".html, .png or .json")
 

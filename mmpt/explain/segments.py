@@ -64,13 +64,17 @@ class Segments:
 
         A picture that the processor pads has patches outside of it.
         """
-        rows, columns = self.grid
-        left, top, right, bottom = self.view
-        x = (left + (right - left) * torch.arange(columns + 1) / columns) * width
-        y = (top + (bottom - top) * torch.arange(rows + 1) / rows) * height
-        row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-        row, column = row.flatten(), column.flatten()
-        return torch.stack([x[column], y[row], x[column + 1], y[row + 1]], 1)
+        return patch_boxes(self.grid, self.view, width, height)
+
+
+def patch_boxes(grid: tuple[int, int], view: tuple[float, float, float, float], width: float, height: float) -> Tensor:
+    """(N, 4) what `Segments.boxes` gives, of a grid (rows, columns) that covers the part `view` of the picture."""
+    (rows, columns), (left, top, right, bottom) = grid, view
+    x = (left + (right - left) * torch.arange(columns + 1) / columns) * width
+    y = (top + (bottom - top) * torch.arange(rows + 1) / rows) * height
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    row, column = row.flatten(), column.flatten()
+    return torch.stack([x[column], y[row], x[column + 1], y[row + 1]], 1)
 
 
 def encode(backbone: Backbone, image: Image.Image, question: str, answer: str | None = None) -> dict[str, Tensor]:
@@ -98,7 +102,7 @@ def segments(backbone: Backbone, image: Image.Image, question: str, answer: str 
     _name_patches(kinds, labels, is_image[0].nonzero()[:, 0].tolist(), grid)
 
     layer, settings = prompt_layer(backbone)
-    view = _view(backbone.processor.image_processor, *image.size)
+    view = view_of(backbone.processor.image_processor, *image.size)
     if settings is None:
         return Segments(kinds, labels, list(range(len(ids))), grid, view)
     layout = layer.layout(layer.active, is_image, [int(is_image.sum())], batch["attention_mask"])
@@ -132,7 +136,7 @@ def vision_segments(backbone: Backbone, image: Image.Image) -> Segments:
         kinds += ["visual"] * P
         labels += [f"V{i + 1}" for i in range(P)]
         written = _written(settings.visual_layers, settings.config.visual_update)
-    view = _view(backbone.processor.image_processor, *image.size)
+    view = view_of(backbone.processor.image_processor, *image.size)
     return Segments(kinds, labels, [None] * len(kinds), grid, view, written=written, slots="visual")
 
 
@@ -140,6 +144,20 @@ def prompt_layer(backbone: Backbone) -> tuple[M2PTLayer | None, Settings | None]
     """The model's M²PT module, and the settings of its active adapter; None where there is none."""
     layer = next((m for m in backbone.model.modules() if isinstance(m, M2PTLayer)), None)
     return layer, None if layer is None or layer.active is None else layer.settings[layer.active]
+
+
+def view_of(processor, width: int, height: int) -> tuple[float, float, float, float]:
+    """`Segments.view` of a picture of that size under an image processor."""
+    if not processor.do_center_crop:
+        return (0.0, 0.0, 1.0, 1.0)
+    size, crop = processor.size, processor.crop_size
+    if size.get("shortest_edge"):
+        scale = size["shortest_edge"] / min(width, height)
+        resized = width * scale, height * scale
+    else:
+        resized = size["width"], size["height"]
+    x, y = (1 - crop["width"] / resized[0]) / 2, (1 - crop["height"] / resized[1]) / 2
+    return (x, y, 1 - x, 1 - y)
 
 
 def _written(layers, update):
@@ -169,16 +187,3 @@ def _name_patches(kinds, labels, positions, grid):
 def _grid(backbone, pixel_values):
     patch = backbone.model.config.vision_config.patch_size
     return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
-
-
-def _view(processor, width, height):
-    if not processor.do_center_crop:
-        return (0.0, 0.0, 1.0, 1.0)
-    size, crop = processor.size, processor.crop_size
-    if size.get("shortest_edge"):
-        scale = size["shortest_edge"] / min(width, height)
-        resized = width * scale, height * scale
-    else:
-        resized = size["width"], size["height"]
-    x, y = (1 - crop["width"] / resized[0]) / 2, (1 - crop["height"] / resized[1]) / 2
-    return (x, y, 1 - x, 1 - y)

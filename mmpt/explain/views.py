@@ -12,10 +12,12 @@ from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.attention import attention
 from mmpt.explain.checks import curves
+from mmpt.explain.cross_attention import cross_attention
 from mmpt.explain.gradients import integrated_gradients
 from mmpt.explain.interaction import interaction
 from mmpt.explain.segments import segments
 from mmpt.explain.targets import Case, Target
+from mmpt.mpt4lm.backbone import TextBackbone
 
 
 @dataclass
@@ -87,25 +89,37 @@ def _interaction(backbone, image, question, answer):
     return figures.interaction(found.matrix, title, unit="nats"), sentences, data
 
 
-VIEWS = {"attention": _attention, "attribution": _attribution, "interaction": _interaction}
+def _cross_attention(backbone, image, question, answer):
+    maps = cross_attention(backbone, image, question)
+    data = {"words": maps.words, "to_patches": _plain(maps.on_picture())}
+    if maps.to_words is not None:
+        data["to_words"] = _plain(maps.read_words())
+    sentences = ["Patches from which the visual prompts were made, mean over prompts and heads."]
+    return figures.cross_attention.patches(maps, image), sentences, data
+
+
+VIEWS = {"attention": _attention, "attribution": _attribution, "interaction": _interaction}  # of a LLaVA
+TEXT_VIEWS = {"cross-attention": _cross_attention}  # of a text-only LLM under MPT4LM
 
 
 def view(backbone: Backbone, image: Image.Image, question: str, name: str, answer: str | None = None) -> View:
-    """One of `VIEWS` of the answer that the active adapter gives, or of a given one.
+    """One of `VIEWS`, or for MPT4LM of `TEXT_VIEWS`, of the answer that the active adapter gives, or of a given one.
 
     "attention": where the positions that predict the answer looked in the picture, attention sinks left out.
     "attribution": integrated gradients on the picture, with deletion and insertion against random orders.
     "interaction": second differences between textual and visual prompts.
+    "cross-attention": from which patches MPT4LM's visual prompts were made.
 
     Raises:
         InputError: no such view, an empty answer, or an adapter without the prompts that the view is about.
     """
-    if name not in VIEWS:
-        raise InputError(f"There is no view {name!r}; choose one of {', '.join(VIEWS)}.")
+    views = TEXT_VIEWS if isinstance(backbone, TextBackbone) else VIEWS
+    if name not in views:
+        raise InputError(f"There is no view {name!r} of {backbone.name}; choose one of {', '.join(views)}.")
     answer = backbone.answer([image], [question])[0] if answer is None else answer
     if not answer:
         raise InputError("The model answered nothing, so there is nothing to explain; ask something else.")
-    return View(name, question, answer, *VIEWS[name](backbone, image, question, answer))
+    return View(name, question, answer, *views[name](backbone, image, question, answer))
 
 
 def _plain(value):

@@ -1,6 +1,6 @@
 """Every plot, in Plotly, in one look: functions of the library's dataclasses and tensors that return figures."""
 
-from mmpt.figures import attention
+from mmpt.figures import attention, cross_attention
 from mmpt.figures.plain import against_random, bars, interaction, loss, matrix, overlay
 from mmpt.figures.style import COLOURS, NAMES, TEMPLATE, save, titled
 
@@ -11,6 +11,7 @@ __all__ = [
     "against_random",
     "attention",
     "bars",
+    "cross_attention",
     "interaction",
     "loss",
     "matrix",

@@ -54,7 +54,7 @@ def test_the_models_own_answer_is_explained(backbone):
 
 
 def test_bad_input(backbone):
-    with pytest.raises(InputError, match="There is no view 'magic'; choose one of attention, attribution"):
+    with pytest.raises(InputError, match="There is no view 'magic' of .*; choose one of attention, attribution"):
         view(backbone, IMAGE, QUESTION, "magic")
     with pytest.raises(InputError, match="answered nothing"):
         view(backbone, IMAGE, QUESTION, "attention", answer="")
