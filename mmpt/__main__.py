@@ -156,10 +156,15 @@ def parser():
     sub.add_argument("--batch", metavar="FILE", help="JSONL with id, image, question a line")
     sub.add_argument("--out", metavar="FILE", help="JSONL for id, answer")
 
-    sub = command(train, "Tune an adapter on scenes.")
+    sub = command(train, "Tune an adapter on scenes, or on pictures of your own.")
     sub.add_argument("--method", choices=METHODS, required=True)
     sub.add_argument("--out", required=True, metavar="DIR")
     sub.add_argument("--steps", type=int)
+    sub.add_argument(
+        "--data",
+        metavar="FOLDER|FILE.json",
+        help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's JSON (default: scenes)",
+    )
     sub.add_argument("--start", metavar="ADAPTER", help="go on tuning from a shipped adapter or a folder")
     sub.add_argument("--pictures", type=int, help="pictures a step")
     sub.add_argument("--lr", type=float, help="peak learning rate (default: the method's own)")

@@ -1,4 +1,6 @@
-"""Tune an adapter on scenes: one loop for any PEFT method, on a CPU, a GPU or several (`accelerate launch`).
+"""Tune an adapter on pictures and questions: one loop for any PEFT method, on a CPU, a GPU or several.
+
+Several processes are started by `accelerate launch`.
 
 What a step sees follows from the seed and the step's number alone, so an interrupted run that is resumed ends with the
 same weights as an unbroken one. Several questions on a picture are packed as turns of one conversation, as LLaVA packs
@@ -9,7 +11,6 @@ The output head sees only the positions that have a label: at 49,152 words it wo
 
 import json
 import math
-import random
 import time
 from contextlib import nullcontext
 from copy import deepcopy
@@ -31,10 +32,10 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mmpt.backbones import Backbone, adapter_folder, load
+from mmpt.data import conversation, own_examples, seed_of
 from mmpt.errors import InputError
 from mmpt.runs import finish, log, open_run, save
-from mmpt.scenes import SEEDS, Scene, make_scene
-from mmpt.tasks import ask_about, check_tasks
+from mmpt.tasks import check_tasks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MAY_CHANGE = ("out", "save_every", "log_every", "resume")  # when a run is resumed
@@ -67,6 +68,7 @@ class TrainConfig:
     resume: bool = False  # go on from out/checkpoint.pt if there is one
     tasks: tuple[str, ...] | None = None  # None: all
     scenes: int | None = None  # how many different pictures are used; None: always new ones
+    data: str | Path | None = None  # pictures and questions of one's own (mmpt.data), again and again; None: scenes
     start: str | Path | None = None  # adapter of the same method to go on from; None: as the method starts
 
     def __post_init__(self):
@@ -92,6 +94,10 @@ class TrainConfig:
                 "make pictures a multiple of accumulate."
             )
         self.tasks = None if self.tasks is None else check_tasks(self.tasks)
+        if self.data is not None:
+            if self.tasks or self.scenes:
+                raise InputError("tasks and scenes are of drawn pictures; leave them out when data is given.")
+            self.data = str(self.data)
         if self.start is not None:
             adapter_folder(self.start)
             self.start = str(self.start)
@@ -110,8 +116,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
 
     Raises:
         InputError: `out` is a file or holds another run, the backbone carries an adapter already, `start` does not
-            fit, the pictures do not divide among the processes, something cannot be written, or the loss is no longer
-            a number.
+            fit, `data` holds nothing to tune on, the pictures do not divide among the processes, something cannot be
+            written, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     accelerator = Accelerator(cpu=backbone.model.device.type == "cpu")
@@ -120,6 +126,7 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             f"{config.pictures} pictures a step in {config.accumulate} part(s) cannot be shared out evenly among "
             f"{accelerator.num_processes} processes; make pictures a multiple of their product."
         )
+    examples = own_examples(config, tell=accelerator.is_main_process)
     run = _describe(backbone, peft_config, config)
     saved = open_run(config.out, run, config.resume, accelerator)
     if saved == "finished":
@@ -146,7 +153,9 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     try:
         with tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process) as bar:
             for step in range(len(losses), config.steps):
-                loss, asked = _step(backbone, loss_of, optimizer, list(tuned.values()), accelerator, config, step)
+                loss, asked = _step(
+                    backbone, loss_of, optimizer, list(tuned.values()), accelerator, config, examples, step
+                )
                 losses.append(loss)
                 questions, seconds = questions + asked, time.monotonic() - started
                 bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
@@ -219,39 +228,18 @@ def schedule(step: int, config: TrainConfig) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, config.steps - up)))
 
 
-def conversation(config: TrainConfig, step: int, i: int) -> tuple[Scene, list[tuple[str, str]]]:
-    """Picture `i` of `step` and its (question, answer) turns; where none of the tasks fits, another picture."""
-    index = step * config.pictures + i
-    for attempt in range(1000):
-        number = index + attempt * (1 if config.scenes else config.steps * config.pictures)
-        number = number % config.scenes if config.scenes else number
-        scene = make_scene(SEEDS["tuning"] + _seed(config, "scene", number))
-        questions = ask_about(
-            scene, random.Random(_seed(config, "questions", index, attempt)), config.turns, config.tasks
-        )
-        if questions:
-            return scene, [(q.question, q.answer) for q in questions]
-    raise InputError(
-        f"None of the {config.scenes} scenes fits the tasks {', '.join(config.tasks)}; use more scenes or other tasks."
-    )
-
-
-def _seed(config, *purpose):
-    return random.Random(f"{config.seed} {purpose}").getrandbits(32)
-
-
-def _step(backbone, loss_of, optimizer, tuned, accelerator, config, step):
+def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, step):
     """One optimizer step; the loss, a mean over all labels of the step, and the number of questions."""
     processes, share = accelerator.num_processes, config.pictures // (config.accumulate * accelerator.num_processes)
     parts, asked = [], 0
     for part in range(config.accumulate):
         first = (part * processes + accelerator.process_index) * share
-        scenes, turns = zip(*(conversation(config, step, i) for i in range(first, first + share)))
+        scenes, turns = zip(*(conversation(config, step, i, examples) for i in range(first, first + share)))
         parts.append(backbone.training_inputs([scene.image for scene in scenes], turns))
         asked += sum(map(len, turns))
     counts = torch.tensor([asked, sum((part["labels"] != -100).sum() for part in parts)])
     asked, labels = accelerator.reduce(counts.to(accelerator.device)).tolist()
-    torch.manual_seed(_seed(config, "dropout", step, accelerator.process_index))
+    torch.manual_seed(seed_of(config, "dropout", step, accelerator.process_index))
     total = torch.zeros((), device=accelerator.device)
     for n, part in enumerate(parts, 1):
         with nullcontext() if n == len(parts) else accelerator.no_sync(loss_of):

@@ -17,6 +17,7 @@ from helpers import tiny_backbone
 from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file
 
+import mmpt.data
 import mmpt.runs
 import mmpt.train
 from mmpt.errors import InputError
@@ -136,7 +137,7 @@ def test_scenes_and_tasks_can_be_limited():
 
 
 def test_scenes_that_fit_no_task_are_said_so(monkeypatch):
-    monkeypatch.setattr(mmpt.train, "ask_about", lambda *args: [])
+    monkeypatch.setattr(mmpt.data, "ask_about", lambda *args: [])
     with pytest.raises(InputError, match="None of the 2 scenes fits the tasks parity; use more scenes"):
         conversation(settings("x", scenes=2, tasks="parity"), 0, 0)
 

@@ -3,7 +3,7 @@
 One file holds the exercises of one notebook: `check.py` is what they share.
 """
 
-from mmpt.exercises import anatomy, looking, rivals, start, textual, together, tuning, visual  # noqa: F401  (they register themselves)
+from mmpt.exercises import ablating, anatomy, looking, rivals, seeing, start, textual, together, tuning, visual  # noqa: F401  (they register themselves)
 from mmpt.exercises.check import EXERCISES, Verdict, check
 
 __all__ = ["EXERCISES", "Verdict", "check"]

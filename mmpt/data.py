@@ -1,0 +1,167 @@
+"""What is tuned on: scenes with their tasks, or pictures, questions and answers of one's own.
+
+One's own come in two formats: a folder with pictures and one JSONL file (image, question, answer a line), and LLaVA's
+JSON (a list of objects with image and conversations, turns "from" "human" and "gpt" in alternation). Paths of pictures
+are seen from the file's folder.
+"""
+
+import json
+import random
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+from tqdm.auto import tqdm
+
+from mmpt.ask import open_picture
+from mmpt.errors import InputError
+from mmpt.files import read_text
+from mmpt.scenes import SEEDS, Scene, make_scene
+from mmpt.tasks import ask_about
+
+_WANTED = "a folder with pictures and one .jsonl file (image, question, answer a line), or a .json file as LLaVA's"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A picture's file, and (question, answer) turns about it."""
+
+    path: Path
+    turns: tuple[tuple[str, str], ...]
+
+    @property
+    def image(self) -> Image.Image:
+        """The picture, decoded anew each time."""
+        return open_picture(self.path)
+
+
+def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], list[str]]:
+    """What can be tuned on in `source`, and a sentence on each row that cannot.
+
+    Lines of a JSONL file on the same picture become turns of one conversation, `turns` at a time; LLaVA's
+    conversations stay whole. Every picture is decoded once, so that a broken one is found before the work.
+
+    Raises:
+        InputError: no such file or folder, or nothing in it can be used.
+    """
+    source = Path(source)
+    if source.is_dir():
+        files = sorted(source.glob("*.jsonl"))
+        if len(files) != 1:
+            raise InputError(f"{source} holds {len(files)} .jsonl files; give {_WANTED}.")
+        source, parse, rows = files[0], _line, read_text(files[0], _WANTED).splitlines()
+    elif source.suffix.lower() == ".json":
+        parse, rows = _conversation, _objects(source)
+    else:
+        raise InputError(f"There is nothing to tune on at {source}; give {_WANTED}.")
+    examples, said, problems = [], {}, []
+    for number, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=len(rows) < 1000), 1):
+        try:
+            image, conversation = parse(row)
+            path = source.parent / image
+            if path not in said:
+                open_picture(path)
+            said.setdefault(path, []).append(conversation)
+        except InputError as error:
+            problems.append(f"{source.name}, row {number}: {error}")
+    for path, conversations in said.items():
+        if parse is _line:
+            single = [turn for conversation in conversations for turn in conversation]
+            conversations = [single[i : i + turns] for i in range(0, len(single), turns)]
+        examples += [Example(path, tuple(conversation)) for conversation in conversations]
+    if not examples:
+        raise InputError(f"Nothing in {source} can be tuned on. {problems[0] if problems else 'It is empty.'}")
+    return examples, problems
+
+
+def own_examples(config, tell: bool = True) -> list[Example]:
+    """What `config.data` holds, nothing if there is none; what cannot be used is told on stderr."""
+    if config.data is None:
+        return []
+    examples, problems = read_examples(config.data, config.turns)
+    if problems and tell:
+        shown = "\n".join(problems[:5]) + ("\n…" if len(problems) > 5 else "")
+        print(f"{len(problems)} row(s) cannot be used and are left out:\n{shown}", file=sys.stderr)
+    return examples
+
+
+def conversation(
+    config, step: int, i: int, examples: Sequence[Example] = ()
+) -> tuple[Scene | Example, list[tuple[str, str]]]:
+    """Picture `i` of `step`, with its `.image`, and its (question, answer) turns.
+
+    Of `examples` if there are any, in another order each epoch; else a scene. Where none of the tasks fits a scene,
+    another one.
+    """
+    index = step * config.pictures + i
+    if examples:
+        epoch, at = divmod(index, len(examples))
+        example = examples[_order(len(examples), config.seed, epoch)[at]]
+        return example, list(example.turns)
+    for attempt in range(1000):
+        number = index + attempt * (1 if config.scenes else config.steps * config.pictures)
+        number = number % config.scenes if config.scenes else number
+        scene = make_scene(SEEDS["tuning"] + seed_of(config, "scene", number))
+        questions = ask_about(
+            scene, random.Random(seed_of(config, "questions", index, attempt)), config.turns, config.tasks
+        )
+        if questions:
+            return scene, [(q.question, q.answer) for q in questions]
+    raise InputError(
+        f"None of the {config.scenes} scenes fits the tasks {', '.join(config.tasks)}; use more scenes or other tasks."
+    )
+
+
+def seed_of(config, *purpose) -> int:
+    """A seed that follows from the run's and from what it is for."""
+    return random.Random(f"{config.seed} {purpose}").getrandbits(32)
+
+
+@lru_cache(maxsize=4)
+def _order(n, seed, epoch):
+    """In which order an epoch takes its `n` examples."""
+    numbers = list(range(n))
+    random.Random(f"{seed} epoch {epoch}").shuffle(numbers)
+    return tuple(numbers)
+
+
+def _objects(file):
+    try:
+        rows = json.loads(read_text(file, _WANTED))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is no JSON ({error}); give {_WANTED}.") from None
+    if not isinstance(rows, list):
+        raise InputError(f"{file} holds no list; give {_WANTED}.")
+    return rows
+
+
+def _line(text):
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError:
+        row = None
+    image, question, answer = (_text(row, name) for name in ("image", "question", "answer"))
+    return image, [(question, answer)]
+
+
+def _conversation(row):
+    image, said = _text(row, "image"), row.get("conversations")
+    said = [(part.get("from"), part.get("value")) for part in said] if isinstance(said, list) else []
+    speakers, texts = [speaker for speaker, _ in said], [text for _, text in said]
+    if not said or speakers != ["human", "gpt"] * (len(said) // 2) or not all(isinstance(t, str) for t in texts):
+        raise InputError('conversations must alternate "human" and "gpt", each with a text as value.')
+    questions = [text.replace("<image>", "").strip() for text in texts[::2]]
+    answers = [text.strip() for text in texts[1::2]]
+    if not all(questions + answers):
+        raise InputError("a question or an answer is empty.")
+    return image, list(zip(questions, answers))
+
+
+def _text(row, name):
+    value = row.get(name) if isinstance(row, dict) else None
+    if not isinstance(value, str) or not value.strip():
+        raise InputError(f"{name} is {value!r}; give a text." if isinstance(row, dict) else "it is no JSON object.")
+    return value.strip()

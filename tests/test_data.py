@@ -1,0 +1,116 @@
+"""Pictures of one's own: both formats are read, unusable rows are told, each epoch sees every row once."""
+
+import json
+
+import pytest
+from helpers import tiny_backbone
+
+from mmpt.data import Example, conversation, read_examples
+from mmpt.errors import InputError
+from mmpt.m2pt import M2PTConfig
+from mmpt.scenes import make_scene
+from mmpt.train import TrainConfig, train
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, seven questions."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    rows = []
+    for name, n in (("a.png", 3), ("b.png", 3), ("c.png", 1)):
+        make_scene(ord(name[0])).image.save(folder / name)
+        rows += [{"image": name, "question": f"{name} {i}?", "answer": f"yes {i}"} for i in range(n)]
+    write(folder, rows)
+    return folder
+
+
+def write(folder, rows):
+    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_a_folder(folder):
+    examples, problems = read_examples(folder, turns=2)
+    assert not problems
+    assert [(e.path.name, len(e.turns)) for e in examples] == [
+        ("a.png", 2), ("a.png", 1), ("b.png", 2), ("b.png", 1), ("c.png", 1)
+    ]  # fmt: skip
+    assert examples[2].turns == (("b.png 0?", "yes 0"), ("b.png 1?", "yes 1"))
+    assert examples[2].image.tobytes() == make_scene(ord("b")).image.tobytes()
+
+
+def test_llava_json(folder):
+    said = [("human", "<image>\nWhat is it?"), ("gpt", "A cat."), ("human", "Why?"), ("gpt", "Look.")]
+    row = {"id": "1", "image": "a.png", "conversations": [{"from": who, "value": text} for who, text in said]}
+    (folder / "llava.json").write_text(json.dumps([row, row | {"image": "b.png"}]))
+    examples, problems = read_examples(folder / "llava.json", turns=1)
+    assert not problems
+    turns = (("What is it?", "A cat."), ("Why?", "Look."))  # a conversation stays whole
+    assert examples == [Example(folder / "a.png", turns), Example(folder / "b.png", turns)]
+
+
+def test_what_cannot_be_used_is_told_and_the_rest_kept(folder):
+    (folder / "broken.png").write_bytes(b"no picture")
+    good = {"image": "a.png", "question": "What?", "answer": "this"}
+    rows = [good, {**good, "image": "broken.png"}, {**good, "image": "none.png"}, {**good, "answer": 3}, {}, 7]
+    write(folder, rows)
+    with (folder / "questions.jsonl").open("a") as file:
+        file.write("{half a line\n")
+    examples, problems = read_examples(folder)
+    assert examples == [Example(folder / "a.png", (("What?", "this"),))]
+    told = ["cannot be read as a picture", "There is no file", "answer is 3", "image is None", "no JSON", "no JSON"]
+    assert len(problems) == len(told)
+    for number, (problem, words) in enumerate(zip(problems, told), 2):
+        assert problem.startswith(f"questions.jsonl, row {number}: ") and words in problem
+
+
+@pytest.mark.parametrize(
+    "said, words",
+    [
+        ([("gpt", "A"), ("human", "B")], "alternate"),
+        ([("human", "B")], "alternate"),
+        ([("human", "B"), ("gpt", 3)], "alternate"),
+        ([("human", "<image>"), ("gpt", "A")], "empty"),
+        (None, "alternate"),
+    ],
+)
+def test_broken_conversations(folder, said, words):
+    said = said and [{"from": who, "value": text} for who, text in said]
+    (folder / "llava.json").write_text(json.dumps([{"image": "a.png", "conversations": said}]))
+    with pytest.raises(InputError, match=f"Nothing in .*llava.json can be tuned on. llava.json, row 1: .*{words}"):
+        read_examples(folder / "llava.json")
+
+
+def test_where_there_is_nothing(folder, tmp_path):
+    with pytest.raises(InputError, match="There is nothing to tune on at .*none; give a folder"):
+        read_examples(tmp_path / "none")
+    with pytest.raises(InputError, match="holds 0 .jsonl files"):
+        read_examples(tmp_path)
+    for text, words in (("{", "is no JSON"), ("{}", "holds no list"), ("[]", "It is empty")):
+        (folder / "x.json").write_text(text)
+        with pytest.raises(InputError, match=words):
+            read_examples(folder / "x.json")
+    with pytest.raises(InputError, match="tasks and scenes are of drawn pictures"):
+        TrainConfig("x", data=folder, tasks=["count"])
+
+
+def test_every_epoch_has_every_row_once_in_another_order(folder):
+    config = TrainConfig("x", pictures=2, data=folder)
+    examples, _ = read_examples(folder, turns=1)
+    seen = [conversation(config, step, i, examples)[1][0][0] for step in range(7) for i in range(2)]
+    assert sorted(seen[:7]) == sorted(seen[7:]) == sorted(e.turns[0][0] for e in examples)
+    assert seen[:7] != seen[7:]
+
+
+def test_a_run_on_ones_own_pictures(folder, tmp_path, capsys):
+    backbone = tiny_backbone()
+    with (folder / "questions.jsonl").open("a") as file:
+        file.write("broken\n")
+    config = TrainConfig(tmp_path / "out", steps=12, pictures=5, lr=0.03, projector_lr=0.01, data=folder, log_every=1)
+    train(backbone, M2PTConfig(num_textual_prompts=3, num_visual_prompts=2), config)
+    assert "1 row(s) cannot be used and are left out:\nquestions.jsonl, row 8" in capsys.readouterr().err
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.3
+    assert json.loads((tmp_path / "out" / "training.json").read_text())["config"]["data"] == str(folder)
