@@ -48,7 +48,7 @@ def train(args):
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     rates = {name: rate for name, rate in chosen.rates.items() if not (name == "relative_lr" and "lr" in given)}
     config = TrainConfig(**rates | given)
-    backbone = chosen.load(args.backbone)
+    backbone = chosen.load(args.backbone, **({"quantize": args.quantize} if args.quantize else {}))
     print(f"{chosen.row} in {train(backbone, chosen.configure(backbone.processor.tokenizer), config)}")
 
 
@@ -133,7 +133,7 @@ def _load(args):
     import mmpt
 
     adapter = None if args.adapter == "none" else args.adapter
-    return mmpt.load(args.backbone, adapter=adapter)
+    return mmpt.load(args.backbone, adapter=adapter, quantize=args.quantize)
 
 
 def parser():
@@ -145,6 +145,7 @@ def parser():
         sub.set_defaults(run=run)
         if run not in (scenes, score, table):
             sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
+            sub.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
         if adapter:
             sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
         return sub

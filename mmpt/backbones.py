@@ -16,6 +16,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
     BatchFeature,
+    BitsAndBytesConfig,
     CLIPImageProcessorPil,
     LlamaConfig,
     LlavaConfig,
@@ -31,6 +32,7 @@ from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
 from mmpt.tiny.vision import IMAGE_SIZE, MEAN, PATCH_SIZE, STD, vision_config
 
 ASSETS = Path(__file__).parent.parent / "assets"
+QUANTIZED = {"4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
 
 # SmolLM2's own format without its system turn, which would cost 20 tokens a question.
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -164,7 +166,7 @@ def _method(adapter):
     return json.loads((adapter_folder(adapter) / "adapter_config.json").read_text()).get("peft_type")
 
 
-def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None) -> Backbone:
+def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None, quantize=None) -> Backbone:
     """Load a backbone: "tiny" (embedded), a folder, or a LLaVA on the hub such as "llava-hf/llava-1.5-7b-hf".
 
     Args:
@@ -172,18 +174,27 @@ def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None) ->
             (`mmpt.mpt4lm.backbone.load`).
         device: where the model goes; by default a GPU if there is one.
         dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
+        quantize: "4bit" (NF4) or "8bit": the LLM's matrices are held in so many bits by bitsandbytes and computed with
+            in `dtype`; the vision tower, the projector and the output head stay as they are.
 
     Raises:
         InputError: nothing of that name can be loaded.
     """
+    if quantize not in (None, *QUANTIZED):
+        raise InputError(f"quantize is {quantize!r}; give {' or '.join(map(repr, QUANTIZED))}, or None.")
     if adapter is not None and _method(adapter) == "MPT4LM":
         from mmpt.mpt4lm.backbone import load as load_text_only  # which stands on this module
 
         return load_text_only(name, adapter=adapter, device=device, dtype=dtype)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    backbone = load_tiny() if str(name) == "tiny" else _load_pretrained(str(name), dtype)
-    backbone.model.to(device, dtype).eval()
+    if quantize:
+        few_bits = {"quantization_config": _quantized(quantize, dtype), "device_map": device}
+        backbone = _load_pretrained(str(name), dtype, **few_bits)
+    else:
+        backbone = load_tiny() if str(name) == "tiny" else _load_pretrained(str(name), dtype)
+        backbone.model.to(device, dtype)
+    backbone.model.eval()
     if adapter is not None:
         backbone.add_adapter(adapter)
     return backbone
@@ -233,10 +244,19 @@ def load_tiny(vision_weights: dict[str, torch.Tensor] | None = None) -> Backbone
     return Backbone("tiny", model, processor)
 
 
-def _load_pretrained(name, dtype):
+def _quantized(kind, dtype):
+    apart = [".*vision_tower", ".*multi_modal_projector", "lm_head"]
+    return BitsAndBytesConfig(**QUANTIZED[kind], bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=apart)
+
+
+def _load_pretrained(name, dtype, **options):
+    if options and name == "tiny":
+        raise InputError('"tiny" is small enough as it is; leave quantize out.')
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(name, dtype=dtype)
+        model = LlavaForConditionalGeneration.from_pretrained(name, dtype=dtype, **options)
         return Backbone(name, model, AutoProcessor.from_pretrained(name))
+    except ImportError as error:
+        raise InputError("Quantized weights need bitsandbytes: pip install bitsandbytes.") from error
     except (OSError, ValueError) as error:
         raise InputError(
             f'The backbone {name!r} could not be loaded ({str(error).splitlines()[0]}); give "tiny", a folder with '

@@ -278,6 +278,8 @@ def _start_from(backbone, folder):
 
 def _prepare(model, name, config):
     """Types, training mode, checkpointing; the tuned parameters by name."""
+    if config.precision and getattr(model, "is_quantized", False):
+        raise InputError(f"The weights are quantized, so precision {config.precision!r} cannot be had; leave it out.")
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

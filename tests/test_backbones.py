@@ -7,8 +7,10 @@ from tokenizers.processors import TemplateProcessing
 
 import mmpt
 from mmpt.errors import InputError
+from mmpt.m2pt import M2PTConfig
 from mmpt.scenes import make_scene
 from mmpt.tiny.describe import QUESTION, compare
+from mmpt.train import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +91,47 @@ def test_the_picture_matters(tiny, scenes):
     [
         (lambda: mmpt.load("no-such-model"), "'no-such-model' could not be loaded .*give \"tiny\""),
         (lambda: mmpt.load("tiny", adapter="m3pt"), "no adapter 'm3pt'; give one of .*or a folder"),
+        (lambda: mmpt.load("no-such-model", quantize="2bit"), "quantize is '2bit'; give '4bit' or '8bit', or None"),
+        (lambda: mmpt.load("tiny", quantize="4bit"), '"tiny" is small enough as it is; leave quantize out'),
     ],
 )
 def test_wrong_names_say_what_to_give(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@pytest.mark.parametrize("quantize, kind, bound", [("4bit", "Linear4bit", 0.3), ("8bit", "Linear8bitLt", 0.03)])
+def test_quantized_backbones_are_tuned_and_asked(tmp_path, scenes, quantize, kind, bound):
+    """The LLM's matrices, and only they, are held in few bits; prompts and projector are tuned in fp32 on top."""
+    pytest.importorskip("bitsandbytes")
+    plain = tiny_backbone()
+    plain.model.save_pretrained(tmp_path / "model")
+    plain.processor.save_pretrained(tmp_path / "model")
+    backbone = mmpt.load(tmp_path / "model", device="cpu", quantize=quantize)
+    linear = {n: type(m).__name__ for n, m in backbone.model.named_modules() if isinstance(m, torch.nn.Linear)}
+    llm = {n for n in linear if "language_model" in n}
+    assert {linear[n] for n in llm} == {kind} and {linear[n] for n in linear.keys() - llm} == {"Linear"}
+
+    picture, question = scenes[0].image, "What is it?"
+    inputs = plain.inputs([picture], [question])
+    with torch.no_grad():
+        exact, coarse = plain.model(**inputs).logits, backbone.model(**inputs).logits
+    assert 0 < (exact - coarse).abs().mean() < bound * exact.abs().mean()
+
+    config = M2PTConfig(num_textual_prompts=3, num_visual_prompts=2)
+    with pytest.raises(InputError, match="The weights are quantized, so precision 'bf16' cannot be had"):
+        train(deepcopy(backbone), config, TrainConfig(tmp_path / "a", steps=1, pictures=2, precision="bf16"))
+    out = train(backbone, config, TrainConfig(tmp_path / "b", steps=3, pictures=2, lr=0.01))
+    assert {p.dtype for p in backbone.model.parameters() if p.requires_grad} == {torch.float32}
+    tuned = backbone.answer([picture], [question], max_new_tokens=4)
+    again = mmpt.load(tmp_path / "model", device="cpu", quantize=quantize, adapter=out)
+    assert again.answer([picture], [question], max_new_tokens=4) == tuned
+
+
+def test_quantization_asks_for_bitsandbytes(tmp_path, monkeypatch):
+    plain = tiny_backbone()
+    plain.model.save_pretrained(tmp_path)
+    plain.processor.save_pretrained(tmp_path)
+    monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
+    with pytest.raises(InputError, match="Quantized weights need bitsandbytes: pip install bitsandbytes"):
+        mmpt.load(tmp_path, quantize="4bit")
