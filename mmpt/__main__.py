@@ -1,4 +1,4 @@
-"""The command line: `python -m mmpt ask | train | evaluate | explain | score | table | scenes`."""
+"""The command line: `python -m mmpt ask | train | evaluate | explain | score | table | bench | scenes`."""
 
 import argparse
 import dataclasses
@@ -111,6 +111,25 @@ def table(args):
     print(write([summarise(*row) for row in found], folder), end="")
 
 
+def bench(args):
+    import platform
+
+    import torch
+
+    from mmpt.bench import FULL, QUICK, bench, render
+    from mmpt.files import check_writable, write_whole
+
+    if args.json:
+        check_writable(args.json)
+    work = QUICK if args.quick else FULL
+    rows = bench(args.backbone, work)
+    print(render(rows))
+    if args.json:
+        machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
+        result = {"backbone": args.backbone} | dataclasses.asdict(work) | machine | {"rows": rows}
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
+
+
 def scenes(args):
     from mmpt.scenes import write_scenes
 
@@ -145,6 +164,7 @@ def parser():
         sub.set_defaults(run=run)
         if run not in (scenes, score, table):
             sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
+        if run not in (scenes, score, table, bench):
             sub.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
         if adapter:
             sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
@@ -206,6 +226,10 @@ def parser():
     sub.add_argument("--quick", action="store_true", help="a small budget; main: three rows, in ten minutes")
     sub.add_argument("--results", default="assets/results", metavar="DIR", help="results (default: assets/results)")
     sub.add_argument("--work", default="runs", metavar="DIR", help="adapters and checkpoints (default: runs)")
+
+    sub = command(bench, "Time a training step and an answer of every method beside the frozen model's.")
+    sub.add_argument("--quick", action="store_true", help="a smaller step, fewer rounds")
+    sub.add_argument("--json", metavar="FILE")
 
     sub = command(scenes, "Draw scenes with their exact truth.")
     sub.add_argument("--n", type=int, default=8)

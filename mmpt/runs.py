@@ -86,7 +86,7 @@ def finish(out: Path, backbone, state: dict, accelerator) -> None:
         "questions": state["questions"],
         "seconds": round(state["seconds"], 1),
         "tuned_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "peak_mib": round(_peak_mib(accelerator.device)),
+        "peak_mib": round(peak_mib(accelerator.device)),
         "device": torch.cuda.get_device_name() if accelerator.device.type == "cuda" else platform.machine(),
         "processes": accelerator.num_processes,
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
@@ -109,7 +109,7 @@ def finish(out: Path, backbone, state: dict, accelerator) -> None:
     (out / _CHECKPOINT).unlink(missing_ok=True)
 
 
-def _peak_mib(device):
+def peak_mib(device):
     """The most memory that was taken so far: on a GPU by torch, else by this process as a whole."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20

@@ -212,8 +212,8 @@ class AnswerLoss(nn.Module):
             batch["use_cache"] = False
         handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
         try:
-            device, dtype = batch["input_ids"].device, self.model.get_input_embeddings().weight.dtype
-            with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            dtype = self.model.get_input_embeddings().weight.dtype
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 logits = self.model(**batch).logits  # (N, V)
         finally:
             handle.remove()

@@ -1,0 +1,218 @@
+"""How fast a training step and an answer are, and how much memory a step takes: M²PT beside its floor and its rivals.
+
+The *floor* is what no method that tunes prompts can avoid: the frozen model's own forward and backward pass to its
+inputs, pixels and token embeddings, with as many more of these as M²PT has visual prompts; for an answer the same
+without the backward pass. All methods see the same pictures and questions. Times are taken in turns, round by round,
+and are medians, so that whatever else the machine does falls on all of them; memory is taken in a process each.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from peft import PromptLearningConfig, get_peft_model
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from mmpt.backbones import Backbone, load
+from mmpt.literal import LiteralM2PT
+from mmpt.m2pt import M2PTConfig
+from mmpt.methods import METHODS
+from mmpt.mpt4lm.backbone import without_projector
+from mmpt.runs import peak_mib
+from mmpt.train import AnswerLoss, TrainConfig, conversation
+
+TEXTUAL, VISUAL = 10, 20  # prompts of M²PT, of which the floor has the visual ones
+ANSWER_TOKENS = 8
+ROWS = ("floor", "base", "m2pt", "literal", "lora", "prompt_tuning", "prefix_tuning", "full", "mpt4lm")
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed: a training step of `pictures` with `turns` questions each, a median of `rounds`."""
+
+    pictures: int = 4
+    turns: int = 4
+    rounds: int = 9
+
+
+FULL, QUICK = Work(), Work(2, 2, 3)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A method, ready: `step()` trains once, `answer()` says `ANSWER_TOKENS` tokens."""
+
+    step: Callable[[], None]
+    answer: Callable[[], None]
+    tunable: int
+
+
+def bench(backbone_name: str = "tiny", work: Work = FULL, methods: tuple[str, ...] = ROWS) -> list[dict]:
+    """A row a method: method, step_s and answer_s (medians, seconds), peak_mib, tunable (parameters).
+
+    The peak is of a whole process that loads the backbone and trains one step; on a GPU of torch's memory.
+    """
+    backbone = load(backbone_name)
+    times = {name: {"step_s": [], "answer_s": []} for name in methods}
+    tunable = {}
+    with tqdm(total=work.rounds * len(methods), unit="run") as bar:
+        for i in range(work.rounds):
+            for name in methods[i % len(methods) :] + methods[: i % len(methods)]:  # nobody is always the first
+                bar.set_postfix_str(name, refresh=False)
+                with ready(name, backbone, work) as runner:
+                    tunable[name] = runner.tunable
+                    for what, run in (("step_s", runner.step), ("answer_s", runner.answer)):
+                        run()  # the first one warms up
+                        times[name][what].append(_seconds(run, backbone.model.device))
+                bar.update()
+    medians = {name: {what: median(found) for what, found in times[name].items()} for name in methods}
+    del backbone
+    peaks = {name: _peak(name, backbone_name, work) for name in tqdm(methods, desc="memory")}
+    return [{"method": n} | medians[n] | {"peak_mib": peaks[n], "tunable": tunable[n]} for n in methods]
+
+
+def render(rows: list[dict]) -> str:
+    """The rows as a table, with what each is of the floor."""
+    floor = next((row for row in rows if row["method"] == "floor"), None)
+    lines = [f"{'method':14} {'step':>8} {'answer':>9} {'peak':>9}  {'tunable':>11}   step, answer, peak of the floor"]
+    for row in rows:
+        shares = ""
+        if floor:
+            shares = "  ".join(f"{row[key] / floor[key]:5.2f}" for key in ("step_s", "answer_s", "peak_mib"))
+        lines.append(
+            f"{row['method']:14} {row['step_s']:6.2f} s {1000 * row['answer_s']:6.0f} ms {row['peak_mib']:5.0f} MiB"
+            f"  {row['tunable']:11,}   {shares}"
+        )
+    return "\n".join(lines)
+
+
+@contextmanager
+def ready(name: str, backbone: Backbone, work: Work) -> Iterator[Runner]:
+    """The method `name` of `ROWS` on a backbone, which is as it was afterwards."""
+    torch.manual_seed(0)
+    plain, tokenizer = backbone.model, backbone.processor.tokenizer
+    trained = [p.requires_grad for p in plain.parameters()]
+    config = TrainConfig("", pictures=work.pictures, turns=work.turns)
+    scenes, turns = zip(*(conversation(config, 0, i) for i in range(work.pictures)))
+    images = [scene.image for scene in scenes]
+    try:
+        plain.requires_grad_(False)
+        if name == "mpt4lm":
+            backbone = without_projector(backbone)
+        inputs = backbone.training_inputs(images, turns)
+        asked = dict(backbone.inputs(images[:1], [turns[0][0][0]]))
+        if name in ("floor", "base"):
+            yield _floor(plain, inputs, asked, VISUAL if name == "floor" else 0)
+        elif name == "literal":
+            yield _literal(plain, inputs, asked)
+        elif name == "full":
+            plain.requires_grad_(True).model.vision_tower.requires_grad_(False)
+            yield _tuned(plain, inputs, asked)
+        else:
+            model = get_peft_model(backbone.model, _config(name, tokenizer))
+            try:
+                yield _tuned(model, inputs, asked)
+            finally:
+                if not isinstance(model.active_peft_config, PromptLearningConfig):  # which wraps and changes nothing
+                    model.unload()
+    finally:
+        for parameter, before in zip(plain.parameters(), trained):
+            parameter.requires_grad_(before).grad = None
+        plain.eval()
+
+
+def _config(name, tokenizer):
+    if name == "m2pt":
+        return M2PTConfig(num_textual_prompts=TEXTUAL, num_visual_prompts=VISUAL)
+    return METHODS[name.replace("_", "-")].configure(tokenizer)
+
+
+def _tuned(model, inputs, asked) -> Runner:
+    tuned = [p for p in model.parameters() if p.requires_grad]
+    loss_of, optimizer = AnswerLoss(model), torch.optim.AdamW(tuned, lr=0.0)  # all of its work, and nothing moves
+    labels = (inputs["labels"] != -100).sum()
+
+    def step():
+        model.train()
+        (loss_of(inputs) / labels).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def answer():
+        model.eval()
+        _generate(model, **asked)
+
+    return Runner(step, answer, sum(p.numel() for p in tuned))
+
+
+def _literal(plain, inputs, asked) -> Runner:
+    vision, text = plain.config.vision_config, plain.config.text_config
+    literal = LiteralM2PT(
+        plain,
+        0.02 * torch.randn(text.num_hidden_layers, TEXTUAL, text.hidden_size, device=plain.device),
+        0.02 * torch.randn(vision.num_hidden_layers, VISUAL, vision.hidden_size, device=plain.device),
+    )
+    projector = plain.model.multi_modal_projector.requires_grad_(True)
+    tuned = [*literal.parameters(), *projector.parameters()]
+    optimizer = torch.optim.AdamW(tuned, lr=0.0)
+
+    def step():
+        literal(**inputs).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return Runner(step, lambda: literal.generate(**asked, max_new_tokens=ANSWER_TOKENS), sum(p.numel() for p in tuned))
+
+
+def _floor(plain, inputs, asked, extra) -> Runner:
+    """The frozen model with `extra` more embeddings at each row's beginning."""
+
+    def embedded(input_ids, pixel_values, attention_mask, needs_grad=False, **rest) -> dict[str, Tensor]:
+        text = plain.get_input_embeddings()(input_ids).detach().requires_grad_(needs_grad)
+        pixels = pixel_values.detach().requires_grad_(needs_grad)
+        seen = torch.cat(tuple(plain.model.get_image_features(pixels).pooler_output))  # (B · N, D)
+        where = (input_ids == plain.config.image_token_id)[..., None]
+        embeds = text.masked_scatter(where, seen)
+        more = embeds.new_zeros(len(embeds), extra, embeds.shape[-1]).requires_grad_(needs_grad)
+        mask = torch.cat([attention_mask.new_ones(len(embeds), extra), attention_mask], 1)
+        return {"inputs_embeds": torch.cat([more, embeds], 1), "attention_mask": mask} | rest
+
+    loss_of = AnswerLoss(plain)
+    return Runner(
+        lambda: loss_of(embedded(**inputs, needs_grad=True)).backward(),
+        torch.inference_mode()(lambda: _generate(plain, **embedded(**asked))),
+        0,
+    )
+
+
+def _generate(model: nn.Module, **inputs) -> None:
+    model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False)
+
+
+def _seconds(run, device):
+    def now():
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    start = now()
+    run()
+    return now() - start
+
+
+def _peak(name, backbone_name, work):
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_here, name, backbone_name, work).result()
+
+
+def _peak_here(name, backbone_name, work):
+    backbone = load(backbone_name)
+    with ready(name, backbone, work) as runner:
+        runner.step()
+    return round(peak_mib(backbone.model.device))
