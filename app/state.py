@@ -20,7 +20,7 @@ import gradio as gr
 from PIL import Image
 
 from mmpt.ask import open_picture
-from mmpt.backbones import ASSETS, Backbone, adapter_folder
+from mmpt.backbones import ASSETS, Backbone, adapter_folder, method_of
 from mmpt.errors import InputError
 
 NONE = "none"  # as an adapter: the untouched model
@@ -114,7 +114,8 @@ class Studio:
         self.plain = twin(backbone)  # what tuning starts from
         folders = [adapter_folder(adapter) for adapter in adapters]
         if backbone.name == "tiny":
-            folders += sorted(path.parent for path in ASSETS.glob("adapters/*/adapter_config.json"))
+            shipped = sorted(path.parent for path in ASSETS.glob("adapters/*/adapter_config.json"))
+            folders += [folder for folder in shipped if method_of(folder) != "MPT4LM"]  # whose LLM has no projector
         self.folders = {folder.name.replace(".", "_"): folder for folder in folders}
         self.tuned: list[str] = []
         self.work = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # of what visitors tune

@@ -186,6 +186,7 @@ def parser():
         metavar="FOLDER|FILE.json",
         help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's JSON (default: scenes)",
     )
+    sub.add_argument("--tasks", nargs="+", metavar="TASK", help="kinds of questions on scenes (default: all 37)")
     sub.add_argument("--start", metavar="ADAPTER", help="go on tuning from a shipped adapter or a folder")
     sub.add_argument("--pictures", type=int, help="pictures a step")
     sub.add_argument("--lr", type=float, help="peak learning rate (default: the method's own)")

@@ -162,7 +162,8 @@ def adapter_folder(adapter: str | Path) -> Path:
     )
 
 
-def _method(adapter):
+def method_of(adapter: str | Path) -> str | None:
+    """PEFT's name of an adapter's method, such as "M2PT" or "LORA"."""
     return json.loads((adapter_folder(adapter) / "adapter_config.json").read_text()).get("peft_type")
 
 
@@ -182,7 +183,7 @@ def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None, qu
     """
     if quantize not in (None, *QUANTIZED):
         raise InputError(f"quantize is {quantize!r}; give {' or '.join(map(repr, QUANTIZED))}, or None.")
-    if adapter is not None and _method(adapter) == "MPT4LM":
+    if adapter is not None and method_of(adapter) == "MPT4LM":
         from mmpt.mpt4lm.backbone import load as load_text_only  # which stands on this module
 
         return load_text_only(name, adapter=adapter, device=device, dtype=dtype)

@@ -113,8 +113,10 @@ def test_train_command_hands_its_options_over(monkeypatch, tmp_path, capsys, tin
     monkeypatch.setattr("mmpt.backbones.load_tiny", lambda: tiny)
     monkeypatch.setattr("mmpt.train.train", train)
     options = "--steps 3 --pictures 4 --accumulate 2 --precision bf16 --gradient-checkpointing --seed 5 --resume"
+    options += " --tasks count background"
     assert main(["train", "--method", "m2pt-carry", "--out", str(tmp_path), *options.split()]) == 0
     config = seen["config"]
     assert (config.steps, config.pictures, config.accumulate, config.precision) == (3, 4, 2, "bf16")
     assert config.gradient_checkpointing and config.resume and config.seed == 5 and config.out == tmp_path
+    assert config.tasks == ("count", "background")
     assert seen["peft"].textual_update == "carry"

@@ -3,7 +3,19 @@
 One file holds the exercises of one notebook: `check.py` is what they share.
 """
 
-from mmpt.exercises import ablating, anatomy, looking, rivals, seeing, start, textual, together, tuning, visual  # noqa: F401  (they register themselves)
+from mmpt.exercises import (  # noqa: F401  (they register themselves)
+    ablating,
+    anatomy,
+    looking,
+    own,
+    rivals,
+    seeing,
+    start,
+    textual,
+    together,
+    tuning,
+    visual,
+)
 from mmpt.exercises.check import EXERCISES, Verdict, check
 
 __all__ = ["EXERCISES", "Verdict", "check"]

@@ -33,9 +33,14 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(width, text_width, **factory)
 
     def reset_parameters(self, size: float) -> None:
-        """Start with small queries, and an output whose vectors have the root mean square `size`."""
-        nn.init.normal_(self.queries, std=0.02)
-        nn.init.normal_(self.output.weight, std=size * self.output.in_features**-0.5)
+        """Start with queries as large as what they read, and with visual prompts of the root mean square `size`.
+
+        The size is the norm's, so that W is of the order 1: a step of Adam, which has one absolute size, is then
+        small beside it.
+        """
+        nn.init.normal_(self.queries, std=0.5)
+        nn.init.constant_(self.norm.weight, size)
+        nn.init.normal_(self.output.weight, std=self.output.in_features**-0.5)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, text: Tensor, is_question: Tensor, patches: Tensor) -> Tensor:
