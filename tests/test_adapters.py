@@ -6,7 +6,7 @@ import pytest
 
 import mmpt
 from mmpt.backbones import ASSETS
-from mmpt.scenes import make_scene
+from mmpt.scenes import SEEDS, make_scene
 
 ADAPTERS = ("m2pt", "m2pt-carry")
 
@@ -49,3 +49,14 @@ def test_measured_results_are_shipped(name):
     assert set(after) == set(before) and after["mean"] > before["mean"]
     record = json.loads((ASSETS / "adapters" / name / "training.json").read_text())
     assert record["config"]["seed"] == 0 and record["seconds"] > 0
+
+
+def test_a_text_only_llm_sees_colours():
+    """Right about its own picture, and no better than a guess about a picture that it is not shown."""
+    backbone = mmpt.load("tiny", adapter="mpt4lm-background")
+    scenes = [make_scene(SEEDS["validation"] + i) for i in range(100, 112)]
+    question, images = "What colour is the background?", [scene.image for scene in scenes]
+    for shown, least, most in ((images, 11, 12), (images[1:] + images[:1], 0, 5)):
+        answers = backbone.answer(shown, [question] * len(scenes), 6)
+        right = sum(answer == scene.background for answer, scene in zip(answers, scenes))
+        assert least <= right <= most
