@@ -48,7 +48,7 @@ def test_measured_results_are_shipped(name):
     after = json.loads((results / f"tasks-{name}.json").read_text())["figures"]
     assert set(after) == set(before) and after["mean"] > before["mean"]
     record = json.loads((ASSETS / "adapters" / name / "training.json").read_text())
-    assert record["config"]["seed"] == 0 and record["seconds"] > 0
+    assert record["questions"] > 0 and record["seconds"] > 0
 
 
 def test_a_text_only_llm_sees_colours():
