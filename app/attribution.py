@@ -48,7 +48,7 @@ def _features(case):
     return case.grid[0] * case.grid[1] + len(case.words) + sum(P for _, P in case.prompts.values())
 
 
-# Gradients of the picture alone: along the ways of words and prompts 32 steps are too few, as the gap tells.
+# Gradients of the picture alone: with words and prompts moving as well, 32 steps are too few, as the gap tells.
 METHODS = {
     "Integrated gradients": Method(
         partial(gradients.integrated_gradients, of=["patch"]), "gradients summed while the picture appears",
