@@ -5,6 +5,7 @@ Checkpoint and adapter are written under another name first and then renamed, so
 
 import json
 import platform
+import re
 import shutil
 import sys
 from importlib.metadata import version
@@ -110,11 +111,14 @@ def finish(out: Path, backbone, state: dict, accelerator) -> None:
 
 
 def peak_mib(device):
-    """The most memory that was taken so far: on a GPU by torch, else by this process as a whole."""
+    """The most memory that was taken so far: on a GPU by torch, else by this process as a whole, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset / 2**20
+    if sys.platform == "linux":  # where getrusage also counts what the process was a fork of
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
