@@ -48,7 +48,7 @@ def train(args):
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     rates = {name: rate for name, rate in chosen.rates.items() if not (name == "relative_lr" and "lr" in given)}
     config = TrainConfig(**rates | given)
-    backbone = chosen.load(args.backbone, **({"quantize": args.quantize} if args.quantize else {}))
+    backbone = chosen.load(args.backbone, quantize=args.quantize)
     print(f"{chosen.row} in {train(backbone, chosen.configure(backbone.processor.tokenizer), config)}")
 
 

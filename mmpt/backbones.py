@@ -186,7 +186,9 @@ def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None, qu
     if adapter is not None and method_of(adapter) == "MPT4LM":
         from mmpt.mpt4lm.backbone import load as load_text_only  # which stands on this module
 
-        return load_text_only(name, adapter=adapter, device=device, dtype=dtype)
+        return load_text_only(name, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
+    if quantize and str(name) == "tiny":
+        raise InputError('"tiny" is small enough as it is; leave quantize out.')
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     if quantize:
@@ -251,8 +253,6 @@ def _quantized(kind, dtype):
 
 
 def _load_pretrained(name, dtype, **options):
-    if options and name == "tiny":
-        raise InputError('"tiny" is small enough as it is; leave quantize out.')
     try:
         model = LlavaForConditionalGeneration.from_pretrained(name, dtype=dtype, **options)
         return Backbone(name, model, AutoProcessor.from_pretrained(name))

@@ -36,7 +36,8 @@ class LiteralM2PT(nn.Module):
             both = layer(torch.cat([patches, prompts.expand(len(patches), -1, -1)], 1), None)
             patches, slots = both[:, : patches.shape[1]], both[:, patches.shape[1] :]
         seen = model.model.multi_modal_projector(torch.cat([slots, patches[:, 1:]], 1))  # without CLS
-        text, start = model.get_input_embeddings()(input_ids), _first(input_ids == model.config.image_token_id)
+        text = model.get_input_embeddings()(input_ids)
+        start = int((input_ids[0] == model.config.image_token_id).nonzero()[0])
         n = patches.shape[1] - 1
         return torch.cat([text[:, :start], seen, text[:, start + n :]], 1), start, seen.shape[1] - n
 
@@ -69,7 +70,3 @@ class LiteralM2PT(nn.Module):
             output = model.model.language_model(tokens[-1], past_key_values=cache, use_cache=True)
             tokens.append(model.lm_head(output.last_hidden_state).argmax(-1))
         return torch.cat(tokens, 1)
-
-
-def _first(is_image):
-    return int(is_image[0].nonzero()[0])

@@ -31,7 +31,7 @@ class Method:
     row: str
     configure: Callable[..., PeftConfig | None]
     rates: dict[str, float]
-    load: Callable[[str], Backbone] = load
+    load: Callable[..., Backbone] = load
 
 
 def _m2pt(text, **fields):

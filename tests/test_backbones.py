@@ -93,6 +93,7 @@ def test_the_picture_matters(tiny, scenes):
         (lambda: mmpt.load("tiny", adapter="m3pt"), "no adapter 'm3pt'; give one of .*or a folder"),
         (lambda: mmpt.load("no-such-model", quantize="2bit"), "quantize is '2bit'; give '4bit' or '8bit', or None"),
         (lambda: mmpt.load("tiny", quantize="4bit"), '"tiny" is small enough as it is; leave quantize out'),
+        (lambda: mmpt.load("tiny", adapter="mpt4lm-background", quantize="4bit"), "not held in fewer bits yet"),
     ],
 )
 def test_wrong_names_say_what_to_give(call, message):

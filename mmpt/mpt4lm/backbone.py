@@ -106,7 +106,13 @@ def without_projector(backbone: Backbone) -> TextBackbone:
 
 
 def load(
-    name: str | Path = "tiny", tower: str | Path | None = None, *, adapter=None, device=None, dtype=None
+    name: str | Path = "tiny",
+    tower: str | Path | None = None,
+    *,
+    adapter=None,
+    device=None,
+    dtype=None,
+    quantize=None,
 ) -> TextBackbone:
     """Load a text-only LLM and a vision tower: "tiny" (embedded), or a folder or hub id of each.
 
@@ -116,10 +122,13 @@ def load(
         adapter: an adapter's folder, loaded and active.
         device: where the model goes; by default a GPU if there is one.
         dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
+        quantize: as in `mmpt.load`; refused here.
 
     Raises:
         InputError: nothing of that name can be loaded.
     """
+    if quantize:
+        raise InputError("A text-only LLM under MPT4LM is not held in fewer bits yet; leave quantize out.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     if str(name) == "tiny":

@@ -33,10 +33,9 @@ class CrossAttention(nn.Module):
         self.output = nn.Linear(width, text_width, **factory)
 
     def reset_parameters(self, size: float) -> None:
-        """Start with queries as large as what they read, and with visual prompts of the root mean square `size`.
+        """Start with queries that differ, and with visual prompts of the root mean square `size`.
 
-        The size is the norm's, so that W is of the order 1: a step of Adam, which has one absolute size, is then
-        small beside it.
+        The size is the norm's and not W's: a step of Adam has one absolute size, which is large beside so small a W.
         """
         nn.init.normal_(self.queries, std=0.5)
         nn.init.constant_(self.norm.weight, size)
