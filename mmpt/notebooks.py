@@ -87,6 +87,7 @@ def build(folder: str | Path) -> Path:
         execute(book)
         page = HTMLExporter().from_notebook_node(book)[0].replace('href="../', f'href="{root}/')
         page = re.sub(r'href="(\d\d-[\w-]+)\.ipynb"', r'href="\1.html"', page)
+        page = page.replace("</head>", "<style>.jp-RenderedHTML pre {font-family: monospace}</style></head>", 1)
         (folder / f"{path.stem}.html").write_text(page, encoding="utf-8")
         entries.append(_entry(path.stem, book))
     index = folder / "index.html"
