@@ -44,4 +44,4 @@ def word(maps: CrossAttentionMaps, image: Image.Image, index: int) -> go.Figure:
 
 
 def _even(values):
-    return f"Evenly spread, every patch would have {1 / values.numel():.1%}. Read is not yet used."
+    return f"Evenly spread, every patch would have {1 / values.numel():.1%}. To be read is not yet to be used."
