@@ -48,11 +48,11 @@ def _features(case):
     return case.grid[0] * case.grid[1] + len(case.words) + sum(P for _, P in case.prompts.values())
 
 
-# Gradients of the picture alone: with words and prompts moving as well, 32 steps are too few, as the gap tells.
+# Gradients of the picture alone: with words and prompts moving as well, the points are too few, as the gap tells.
 METHODS = {
     "Integrated gradients": Method(
         partial(gradients.integrated_gradients, of=["patch"]), "gradients summed while the picture appears",
-        lambda c: 2 + 32 / c.rows,
+        lambda c: 38,
     ),
     "Gradient SHAP": Method(
         partial(gradients.gradient_shap, of=["patch"]), "gradients at random points while the picture appears",

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from heapq import heapify, heappop, heappush
 
 import numpy as np
 import torch
@@ -31,28 +32,58 @@ from mmpt.explain.segments import prompt_layer
 from mmpt.explain.targets import Case, Target
 
 GROWTH = 9.2  # κ: s(1/2) is 0.01
+PIECES, NODES = 4, 4  # of a way at first; points a piece, by the Gauss-Legendre rule
 
 
 def integrated_gradients(
-    case: Case, of: Sequence[str] | None = None, *, steps: int = 32, baseline: str = "mean"
+    case: Case, of: Sequence[str] | None = None, *, steps: int = 96, tolerance: float = 0.05, baseline: str = "mean"
 ) -> Attribution:
     """Gradients summed along the way from the baseline (Sundararajan et al., arXiv 1703.01365).
 
     All parts move together, picture and question straight; those not named in `of` stay as they are. The values add up
-    to score - base but for the gap, which shrinks with the steps and can be large: on the embedded model under m2pt,
-    two looks with 32 steps missed 80 and 145 % of the difference for the picture, 9 and 5 % for the question, and one
-    of them 86 % for the prompts. Where it is, take ablation or Shapley values.
+    to score - base but for the gap. What closes it is not more points but points in the right place: an answer can be
+    won or lost within a hundredth of the way, and 32 even steps missed 145 % of a difference. So the way is cut into
+    pieces of `NODES` points, each with a gap of its own, and the piece with the largest is halved, until the gaps' sizes
+    add up to at most `tolerance` of the difference or `steps` gradients were taken.
+
+    On the embedded model under m2pt, 80 to 96 points bring the picture's gap below 5 %. With prompts moving as well 112
+    were not enough: take ablation or Shapley values for these.
 
     Raises:
-        InputError: a part or baseline that there is none of.
+        InputError: a part or baseline that there is none of, or too few steps for the first pieces.
     """
+    if steps < PIECES * NODES:
+        raise InputError(f"steps={steps}: the first pieces of the way need {PIECES * NODES}; give at least as many.")
     x = inputs(case, of, baseline)
-    values = IntegratedGradients(_growing(x)).attribute(
-        x.given, x.nothing, n_steps=steps, internal_batch_size=case.rows
-    )
+    forward = _growing(x)
+    captum = IntegratedGradients(forward)
     score, base = x.ends()
-    gap = sum(v.sum().item() for v in values) - (score - base)
-    return _by_part(x, values, f"integrated gradients, {steps} steps", x.words, score, base, gap)
+    scores = {0.0: base, 1.0: score}
+
+    def at(u):
+        return tuple(nothing + u * (given - nothing) for given, nothing in zip(x.given, x.nothing))
+
+    def piece(start, end):
+        for u in (start, end):
+            if u not in scores:
+                with torch.no_grad():
+                    scores[u] = forward(*at(u)).item()
+        values = captum.attribute(at(end), at(start), n_steps=NODES)
+        gap = sum(v.sum().item() for v in values) - (scores[end] - scores[start])
+        return -abs(gap), gap, start, end, values  # a heap's first is its least
+
+    pieces = [piece(i / PIECES, (i + 1) / PIECES) for i in range(PIECES)]
+    heapify(pieces)
+    points = PIECES * NODES
+    while points + 2 * NODES <= steps and -sum(p[0] for p in pieces) > tolerance * abs(score - base):
+        points += 2 * NODES
+        _, _, start, end, _ = heappop(pieces)
+        middle = (start + end) / 2
+        heappush(pieces, piece(start, middle))
+        heappush(pieces, piece(middle, end))
+    values = [sum(parts) for parts in zip(*(p[-1] for p in pieces))]
+    gap = sum(p[1] for p in pieces)
+    return _by_part(x, values, f"integrated gradients, {points} points", x.words, score, base, gap)
 
 
 def gradient_shap(case: Case, of: Sequence[str] | None = None, *, samples: int = 20, seed: int = 0) -> Attribution:

@@ -22,7 +22,7 @@ from mmpt.scenes import make_scene
 QUESTION, TARGET = "How many?", Target("two", other="a cat")
 PARTS = {"textual", "visual", "patch", "question"}
 METHODS = {
-    "integrated gradients": lambda case: integrated_gradients(case, steps=3),
+    "integrated gradients": lambda case: integrated_gradients(case, steps=16),
     "gradient SHAP": lambda case: gradient_shap(case, samples=3),
     "conductance": lambda case: conductance(case, steps=2),
     "occlusion": occlusion,
@@ -92,7 +92,7 @@ def assert_maps(found, expected):
 def test_integrated_gradients_of_an_additive_function_are_its_terms():
     case = Additive()
     for baseline in ("mean", "blur"):
-        found = integrated_gradients(case, steps=12, baseline=baseline)
+        found = integrated_gradients(case, baseline=baseline)
         assert_maps(found, case.expected(baseline))
         assert abs(found.gap) < 1e-3
     assert found.places["textual"] == ["LLM layer 1", "LLM layer 2"] and found.words == list(QUESTION)
@@ -103,7 +103,7 @@ def test_integrated_gradients_of_an_additive_function_are_its_terms():
 
 def test_integrated_gradients_share_a_product_equally():
     case = Additive(product=3.0)
-    found, terms = integrated_gradients(case, steps=16), case.expected()
+    found, terms = integrated_gradients(case), case.expected()
     for kind in ("textual", "visual"):
         terms[kind][0, 0] += 1.5
     assert_maps(found, terms)
@@ -191,9 +191,33 @@ def test_a_model_that_looks_at_nothing_owes_nothing_to_anything():
             assert value is None or value.abs().max() < 1e-5, name
 
 
+def test_integrated_gradients_find_a_leap():
+    """f leaps from 0 to 5 within a hundredth of the way; its values are known: the pixels' shares of the way."""
+    case = case_of(target=Target("two"))
+    blank = baseline_pixels(case.pixels, "mean", 8)
+    way = case.pixels - blank
+    share = way.square() / way.square().sum()
+
+    class Leap(Case):
+        def __init__(self):
+            self.__dict__ |= case.__dict__
+
+        def __call__(self, patch=None):
+            return 5 * torch.sigmoid(1000 * (((patch - blank) * way).flatten(1).sum(1) / way.square().sum() - 0.371))
+
+    found = integrated_gradients(Leap(), ["patch"])
+    assert abs(found.gap) < 0.25 and found.method != "integrated gradients, 96 points"
+    close(found.patches / found.totals["patch"], share.unfold(2, 8, 8).unfold(3, 8, 8).sum((0, 1, 4, 5)))
+    rough = integrated_gradients(Leap(), ["patch"], steps=16)
+    assert rough.method == "integrated gradients, 16 points" and abs(rough.gap) > 1
+    with pytest.raises(InputError, match="steps=15: the first pieces of the way need 16"):
+        integrated_gradients(case, steps=15)
+
+
 def test_integrated_gradients_close_the_gap_with_more_steps():
     case = case_of()
-    rough, fine = integrated_gradients(case, steps=2), integrated_gradients(case, steps=60)
+    rough = integrated_gradients(case, steps=16, tolerance=0)
+    fine = integrated_gradients(case, steps=96, tolerance=0)
     assert abs(fine.gap) < 0.02 * abs(fine.score - fine.base) and abs(fine.gap) < abs(rough.gap) / 4
     assert fine.score == pytest.approx(case().item(), abs=1e-5)
     with torch.no_grad(), without(case.backbone, textual=[0, 1, 2], visual=[0, 1]):
@@ -341,7 +365,7 @@ def test_the_embedded_model_under_its_adapters(adapter):
     ablated = feature_ablation(case, ["patch"], boxes=boxes)
     assert [name for name, _ in ablated.objects] == ["background", *(thing.name for thing in scene.things)]
     assert max(abs(value) for _, value in ablated.objects) > 1e-2
-    gradients = integrated_gradients(case, steps=2)
+    gradients = integrated_gradients(case, steps=16)
     assert gradients.patches.shape == (7, 7) and gradients.patches.abs().max() > 1e-3
     if adapter:
         layers = conductance(case, steps=1)
