@@ -153,8 +153,8 @@ def find_backbone(model: nn.Module) -> Backbone:
     if host is None:
         names = ", ".join(family.name for family in FAMILIES)
         raise NoMatchingPeftModuleError(
-            f"M2PT tunes models of the families {names}, and {type(model).__name__} holds none: pass one of them, such "
-            "as a LlavaForConditionalGeneration."
+            f"M2PT tunes models of the families {names}, and {type(model).__name__} holds none: pass one of them, "
+            "such as a LlavaForConditionalGeneration."
         )
     tower, layers = getattr(host, family.tower), getattr(host.config, "vision_feature_layer", -1)
     depth = tower.config.num_hidden_layers

@@ -9,11 +9,11 @@
     its attention            learned keys and values before the sequence's own
     host           after     strip the slots                                         `_after_host`
 
-The host is the model inside the one with a head, such as a LlavaModel (hosts.py); the caller's inputs are those of the
-base model. Slots stand at the end of the vision sequence: attention there knows no order, and the host never sees them,
-so that it may drop, shuffle, pool and pack the patches as it is used to. What one call needs travels with the call, as
-a keyword argument down to the blocks or on the tower's output, and what decoding needs travels with the KV cache;
-nothing is kept here between calls, so exceptions, threads and interleaved requests cannot mix up pictures.
+The host is the model inside the one with a head, such as a LlavaModel (hosts.py); the caller's inputs are those of
+the base model. Slots stand at the end of the vision sequence: attention there knows no order, and the host never sees
+them, so that it may drop, shuffle, pool and pack the patches as it is used to. What one call needs travels with the
+call, as a keyword argument down to the blocks or on the tower's output, and what decoding needs travels with the KV
+cache; nothing is kept here between calls, so exceptions, threads and interleaved requests cannot mix up pictures.
 
 Shapes: B rows, P prompts, T caller's tokens, S columns with slots, D width.
 """
@@ -97,8 +97,8 @@ class Hooks:
             return None
         hidden, *rest = args
         P = settings.config.num_visual_prompts
-        if rest and rest[0] is not None:  # (B, 1, N, N) what padding leaves to see, bool or added to the scores
-            rest[0] = F.pad(rest[0], (0, P, 0, P), value=rest[0].dtype == torch.bool)
+        if rest and rest[0] is not None:
+            rest[0] = _with_slots(rest[0], P)
         if i in settings.visual_layers:
             prompts = self.layer.m2pt_visual_prompts[adapter][str(i)].to(hidden).expand(len(hidden), -1, -1)
             if i != settings.visual_layers[0]:
@@ -218,7 +218,7 @@ class Hooks:
             kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
         if settings.attention_layers and mask is not None and kwargs.get("position_ids") is None:
             # Keys of prompts inside attention have no position, so a token's must not depend on its row's padding.
-            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + b.family.first_position
         mask = kwargs["attention_mask"] = layout.mask(mask)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
@@ -320,3 +320,9 @@ class Hooks:
             past_key_values=past_key_values,
             **kwargs,
         )
+
+
+def _with_slots(mask: Tensor, P: int) -> Tensor:
+    """A tower's mask of padding (B, 1, N, N), bool or added to the scores, the same for all queries, for N + P."""
+    mask = torch.cat([mask, mask[:, :, :1].expand(-1, -1, P, -1)], 2)
+    return F.pad(mask, (0, P), value=mask.dtype == torch.bool)

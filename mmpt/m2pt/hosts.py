@@ -5,9 +5,9 @@ text. What the papers leave open where a tower's rows are not yet the LLM's toke
 
 - **Cells.** Where several patches become one token (pooled, or laid side by side by a pixel shuffle), a visual prompt
   counts as a whole cell of itself: P prompts are P tokens everywhere.
-- **Crops.** Every crop of a picture passes the tower with the prompts. Where crops have placeholders of their own, each
-  has its P tokens before them. Where the crops of a picture are packed into one run of placeholders, the picture has P
-  tokens, those of its first crop, which is the view of the whole; the prompts of the others act inside the tower only.
+- **Crops.** Every crop of a picture passes the tower with the prompts. Where crops have placeholders of their own,
+  each has its P tokens before them. Where the crops of a picture are packed into one run of placeholders, the picture
+  has P tokens, those of its first crop, which is the view of the whole; in the others prompts act in the tower only.
 
 Shapes: B pictures or crops, P prompts, D width.
 """
@@ -69,6 +69,7 @@ class Family:
         normed: whether features come after the tower's last norm (where no other layer is chosen).
         masks: makes the attention mask as the host does.
         image_type: token_type_ids of image placeholders, where the host has such.
+        first_position: of a row's first token.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Family:
     normed: bool = False
     masks: Callable = create_masks_for_generate
     image_type: int = 0
+    first_position: int = 0
 
 
 _IDEFICS = {"tower": "vision_model", "projector": "connector", "llm": "text_model", "project": _as_connected_cells}
@@ -92,7 +94,13 @@ FAMILIES = (
     Family("InternVL", InternVLModel, project=_as_shuffled_cells, normed=True),
     Family("SmolVLM", SmolVLMModel, **_IDEFICS, normed=True),
     Family("Idefics3", Idefics3Model, **_IDEFICS, normed=True),
-    Family("PaliGemma", PaliGemmaModel, normed=True, masks=PaliGemmaForConditionalGeneration.create_masks_for_generate),
+    Family(
+        "PaliGemma",
+        PaliGemmaModel,
+        normed=True,
+        masks=PaliGemmaForConditionalGeneration.create_masks_for_generate,
+        first_position=1,
+    ),
     Family(
         "Gemma 3",
         Gemma3Model,
@@ -103,7 +111,7 @@ FAMILIES = (
     ),
 )
 
-_PACKED = "its vision tower packs the patches of all pictures into one sequence, where prompts of a picture have no place"
+_PACKED = "its vision tower packs the patches of all pictures into one sequence, which has no place for prompts"
 REFUSED = {  # model_type: why
     "qwen2_vl": _PACKED,
     "qwen2_5_vl": f"{_PACKED} (most of its layers look at one window of patches at a time)",

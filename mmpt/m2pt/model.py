@@ -19,7 +19,8 @@ class M2PTModel(RootTuner):
     Checkpoints hold prompts and projector only, under keys that name no module of the host:
     m2pt.m2pt_visual_prompts.3, m2pt.m2pt_textual_prompts.0, m2pt.m2pt_projector.linear_1.weight.
 
-    The prompts act in a forward of the host (a LlavaModel, say), hence in `generate`; its language model called alone is the base's.
+    The prompts act in a forward of the host (a LlavaModel, say), hence in `generate`; its language model called alone
+    is the base's.
     Not possible: merging (prompts are tokens, not weights), a static cache, pictures that come after a cache was
     begun, several adapters active at once.
     """
@@ -32,7 +33,7 @@ class M2PTModel(RootTuner):
 
     @torch.no_grad()
     def segments(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None, **inputs: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None, **rest: Any
     ) -> Tensor:
         """What each column of `hidden_states` and `attentions` holds, for the inputs of a call.
 
@@ -41,7 +42,7 @@ class M2PTModel(RootTuner):
         """
         layer = self.layer
         is_image = layer.backbone.image_mask(input_ids, None) & (pixel_values is not None)
-        lengths = layer.hooks.lengths(inputs | {"pixel_values": pixel_values})
+        lengths = layer.hooks.lengths(rest | {"pixel_values": pixel_values})
         return layer.layout(layer.active, is_image, lengths, attention_mask).segments(is_image, attention_mask)
 
     # ---- injection ---------------------------------------------------------------------------------------------
