@@ -1,7 +1,7 @@
 """How the prompts act: every hook on the host, put on and taken off in one place.
 
     vision tower   block i   append the slots at the first listed layer, overwrite (or add to) them at later ones
-                   after     take them out of its output, which carries them along   `_after_tower`
+                   after     take them out of its output, which carries them along   tower.py
     projector      f_in      patches to language space                               `Interaction`
     host           features  project the slots, and put them before the patches      `ImageFeatures`
                    before    make room in ids, mask and positions                    `_before_host`
@@ -24,13 +24,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import Cache
-from transformers.utils import ModelOutput
 
-from mmpt.m2pt.backbone import feature_depths, images_by_row
+from mmpt.m2pt.backbone import images_by_row
 from mmpt.m2pt.interaction import ImageFeatures, Interaction
 from mmpt.m2pt.slots import CALL, SLOTS, CacheSlots, Call
+from mmpt.m2pt.tower import after_tower, before_tower, before_visual_block
 
 if TYPE_CHECKING:
     from mmpt.m2pt.layer import M2PTLayer
@@ -49,10 +48,10 @@ class Hooks:
             return
         b = self.layer.backbone
         add = self._handles.append
-        add(b.tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
-        add(b.tower.register_forward_hook(self._after_tower))
+        add(b.tower.register_forward_pre_hook(partial(before_tower, self.layer), with_kwargs=True))
+        add(b.tower.register_forward_hook(partial(after_tower, self.layer)))
         for i, block in enumerate(b.visual_blocks):
-            add(block.register_forward_pre_hook(partial(self._before_visual_block, i)))
+            add(block.register_forward_pre_hook(partial(before_visual_block, self.layer, i)))
         for j, block in enumerate(b.textual_blocks):
             add(block.register_forward_pre_hook(partial(self._before_textual_block, j), with_kwargs=True))
             add(block.self_attn.register_forward_pre_hook(partial(self._before_attention, j), with_kwargs=True))
@@ -76,52 +75,6 @@ class Hooks:
         if b.generator is not None:
             del b.generator._expand_multimodal_outputs
             del b.generator.prepare_inputs_for_generation
-
-    def _before_tower(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
-        layers, b = kwargs.get("output_hidden_states"), self.layer.backbone
-        if self.layer.active is None or layers is None or isinstance(layers, bool):
-            return
-        if feature_depths(layers, len(b.visual_blocks)) != b.reach:
-            raise ValueError(
-                f"vision_feature_layer={layers!r} differs from the model's {b.host.config.vision_feature_layer!r}, "
-                "for which the adapter was made: leave it out, or disable the adapter."
-            )
-
-    def _before_visual_block(self, i: int, block: nn.Module, args: tuple) -> tuple | None:
-        # Z¹ = L₁(Pv¹, E);  Zⁱ = Lᵢ(Pvⁱ, Zⁱ⁻¹)
-        adapter = self.layer.active
-        if adapter is None:
-            return None
-        settings = self.layer.settings[adapter]
-        if not settings.visual_layers or i < settings.visual_layers[0]:
-            return None
-        hidden, *rest = args
-        P = settings.config.num_visual_prompts
-        if rest and rest[0] is not None:
-            rest[0] = _with_slots(rest[0], P)
-        if i in settings.visual_layers:
-            prompts = self.layer.m2pt_visual_prompts[adapter][str(i)].to(hidden).expand(len(hidden), -1, -1)
-            if i != settings.visual_layers[0]:
-                if settings.config.visual_update == "carry":
-                    prompts = prompts + hidden[:, -P:]
-                hidden = hidden[:, :-P]
-            hidden = torch.cat([hidden, prompts], 1)
-        return hidden, *rest
-
-    def _after_tower(self, tower: nn.Module, args: tuple, output: Any) -> None:
-        adapter = self.layer.active
-        if adapter is None or not isinstance(output, ModelOutput) or not self.layer.settings[adapter].visual_layers:
-            return
-        P = self.layer.settings[adapter].config.num_visual_prompts
-        last, states, layers = output.last_hidden_state, output.hidden_states, self.layer.backbone.feature_layers
-        read = [last] if layers is None else [states[i] for i in layers] if states else []
-        if read:
-            setattr(output, SLOTS, torch.cat([state[:, -P:] for state in read], -1))
-        output.last_hidden_state = last[:, :-P]
-        if states:  # those before the first listed layer hold none; the host may keep the ones it reads only
-            output.hidden_states = tuple(
-                h[:, :-P] if h is not None and h.shape[1] == last.shape[1] else h for h in states
-            )
 
     def _before_textual_block(self, j: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         # T¹ = M₁(Pt¹, f_in(Zᴺ), X);  Tʲ = Mⱼ(Ptʲ, Tʲ⁻¹)
@@ -320,9 +273,3 @@ class Hooks:
             past_key_values=past_key_values,
             **kwargs,
         )
-
-
-def _with_slots(mask: Tensor, P: int) -> Tensor:
-    """A tower's mask of padding (B, 1, N, N), bool or added to the scores, the same for all queries, for N + P."""
-    mask = torch.cat([mask, mask[:, :, :1].expand(-1, -1, P, -1)], 2)
-    return F.pad(mask, (0, P), value=mask.dtype == torch.bool)
