@@ -5,23 +5,32 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+from helpers import byte_tokenizer
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     Gemma2Config,
     Gemma3Config,
+    Gemma3ImageProcessorPil,
+    Gemma3Processor,
     Gemma3TextConfig,
     GemmaConfig,
     Idefics3Config,
+    Idefics3ImageProcessorPil,
+    Idefics3Processor,
     InternVLConfig,
     LlamaConfig,
     LlavaNextConfig,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaOnevisionConfig,
     PaliGemmaConfig,
     Qwen2Config,
     SiglipVisionConfig,
     SmolVLMConfig,
 )
+
+from mmpt.backbones import CHAT_TEMPLATE, Backbone
 
 IMAGE, VOCAB = 90, 97
 PACKED, IDEFICS = ("llava_next", "llava_onevision"), ("smolvlm", "idefics3")
@@ -176,3 +185,37 @@ def collate(rows, padding="left"):
 
 def _filled(crops, count):
     return torch.cat([crops, crops.new_zeros(count - len(crops), *crops.shape[1:])])
+
+
+MARKS = {  # what stands for a picture in a chat, and further tokens that the family's processor writes
+    "llava_next": ("<image>",),
+    "idefics3": ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>"),
+    "gemma3": ("<start_of_image>", "<image>", "<end_of_image>"),
+}
+
+
+def backbone_of(family):
+    """The tiny model with a processor of its family, one token a byte."""
+    tokenizer = byte_tokenizer("<pad>", "<|im_start|>", "<|im_end|>", *MARKS[family])
+    template = {"chat_template": CHAT_TEMPLATE.replace("<image>", MARKS[family][0])}
+    square = {"height": 24, "width": 24}
+    if family == "llava_next":
+        images = LlavaNextImageProcessorPil(
+            size=square, crop_size=square, image_grid_pinpoints=[[24, 48], [48, 24], [48, 48]]
+        )
+        options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+        processor = LlavaNextProcessor(images, tokenizer, **options, **template)
+    elif family == "idefics3":
+        images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+        tokenizer.add_tokens([f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)], special_tokens=True)
+        processor = Idefics3Processor(images, tokenizer, image_seq_len=4, **template)
+    else:
+        images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
+        names = dict(zip(("boi_token", "image_token", "eoi_token"), MARKS[family]))
+        ends = {"pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
+        tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **ends, extra_special_tokens=names)
+        processor = Gemma3Processor(images, tokenizer, image_seq_length=4, **template)
+    torch.manual_seed(0)
+    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    model = AutoModelForImageTextToText.from_config(config_of(family, len(tokenizer), image))
+    return Backbone(f"tiny-{family}", model.eval(), processor)

@@ -35,7 +35,7 @@ def picture(size=64):
 
 
 def inner_inputs(backbone, batch):
-    """The inputs of the first LLM layer (T, D), the picture's features (n, D), the last tower layer's output (N, D)."""
+    """Inputs of the first LLM layer (T, D), features of the picture (n, D), output of the last tower layer (N, D)."""
     seen = {}
     host = backbone.model.model if not hasattr(backbone.model, "base_model") else backbone.model.get_base_model().model
     handles = [
