@@ -5,8 +5,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from tiny_hosts import make_host
 
 import mmpt
+from mmpt.errors import InputError
 from mmpt.explain.segments import SEGMENTS, Segments, encode, segments, vision_segments
 from mmpt.scenes import make_scene
 
@@ -126,6 +128,14 @@ def test_the_layers_that_overwrite_the_slots(fields, textual, visual):
     backbone = tuned(**fields)
     assert segments(backbone, picture(), QUESTION).written == textual
     assert vision_segments(backbone, picture()).written == visual
+
+
+def test_other_families_are_refused():
+    backbone = helpers.tiny_backbone()
+    backbone.model = make_host("llava_next")
+    for view in (lambda: segments(backbone, picture(), QUESTION), lambda: vision_segments(backbone, picture())):
+        with pytest.raises(InputError, match="which LLaVA-NeXT crops, joins or looks at in its own way"):
+            view()
 
 
 def test_the_tower_ends_with_its_slots():
