@@ -19,7 +19,7 @@ def watched(case: Case, progress: gr.Progress, calls: float, words: str = "askin
         done += 1
         progress(min(done / calls, 1), desc=words)
 
-    llm = find_backbone(case.backbone.model).host.language_model
+    llm = find_backbone(case.backbone.model).llm
     hook = llm.register_forward_hook(count)
     try:
         progress(0, desc=words)

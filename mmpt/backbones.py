@@ -1,4 +1,4 @@
-"""Backbones: a LLaVA-class model and its stock processor as one object. `load("tiny")` is the embedded one.
+"""Backbones: a multimodal LLM and its stock processor as one object. `load("tiny")` is the embedded one.
 
 Notation: B rows, T tokens.
 """
@@ -13,10 +13,8 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import (
-    AutoProcessor,
     AutoTokenizer,
     BatchFeature,
-    BitsAndBytesConfig,
     CLIPImageProcessorPil,
     LlamaConfig,
     LlavaConfig,
@@ -28,11 +26,11 @@ from transformers import (
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
 from mmpt.errors import InputError
+from mmpt.loading import BITS, load_pretrained
 from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
 from mmpt.tiny.vision import IMAGE_SIZE, MEAN, PATCH_SIZE, STD, vision_config
 
 ASSETS = Path(__file__).parent.parent / "assets"
-QUANTIZED = {"4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
 
 # SmolLM2's own format without its system turn, which would cost 20 tokens a question.
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -58,6 +56,7 @@ class Backbone:
             InputError: no such adapter, or one made for another backbone.
         """
         folder = adapter_folder(adapter)
+        self._check_home(folder)
         name = folder.name.replace(".", "_")
         if isinstance(self.model, PeftModel):
             if name not in self.model.peft_config:
@@ -67,6 +66,16 @@ class Backbone:
             self.model = self._loading(PeftModel.from_pretrained, self.model, folder, adapter_name=name)
         self.model.eval()
         return name
+
+    def _check_home(self, folder):
+        """Widths and depths can agree by chance, so the name must too; the model's own part of it, not the path."""
+        home = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        if home and Path(home).name != Path(self.name).name:
+            raise InputError(
+                f"The adapter in {folder} was tuned on {home!r}, and this backbone is {self.name!r}: load it on the "
+                "backbone that it was tuned on. Where that only goes by another name here, write the name into the "
+                "adapter's adapter_config.json, base_model_name_or_path."
+            )
 
     def _loading(self, load, *args, **kwargs):
         try:
@@ -107,6 +116,11 @@ class Backbone:
             messages.append({"role": "user", "content": content})
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        if not self.processor.chat_template:
+            raise InputError(
+                f"The processor of {self.name!r} has no chat template, so its questions cannot be written; set "
+                "backbone.processor.chat_template."
+            )
         return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
 
     def question_text(self, question: str) -> str:
@@ -116,8 +130,11 @@ class Backbone:
     def inputs(self, images, questions) -> BatchFeature:
         """One picture and one question a row → input_ids, attention_mask (B, T), left padded, and pixel_values."""
         texts = [self.question_text(question) for question in questions]
-        batch = self.processor(images=list(images), text=texts, padding=True, padding_side="left", return_tensors="pt")
-        return batch.to(self.model.device)
+        return self._processed(images, texts, "left").to(self.model.device)
+
+    def _processed(self, images, texts, side):
+        images = [[image] for image in images]  # a list a row, which some processors insist on
+        return self.processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")
 
     def training_inputs(self, images, conversations) -> dict[str, torch.Tensor]:
         """One picture and one conversation, a list of (question, answer), a row; right padded.
@@ -126,17 +143,15 @@ class Backbone:
         token that ends it.
         """
         texts = [self._chat(turns, False) for turns in conversations]
-        batch = self.processor(
-            images=list(images), text=texts, padding=True, padding_side="right", return_tensors="pt"
-        )
+        batch = self._processed(images, texts, "right")
         labels = torch.full_like(batch["input_ids"], -100)
         tokenizer = self.processor.tokenizer
         for row, turns in enumerate(conversations):
-            n_image = batch["input_ids"][row].tolist().count(self.processor.image_token_id)
+            # The processor puts many tokens in the place of the picture's mark; the text around it is as written.
+            added = int(batch["attention_mask"][row].sum()) - len(tokenizer(texts[row])["input_ids"])
             for i, (question, answer) in enumerate(turns):
                 prefix = self._chat([*turns[:i], (question, None)], True)
-                prefix = prefix.replace(self.processor.image_token, "", 1)
-                start = n_image + len(tokenizer(prefix)["input_ids"])  # with the token that begins a text, if any
+                start = added + len(tokenizer(prefix)["input_ids"])  # with the token that begins a text, if any
                 end = start + len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
                 labels[row, start:end] = batch["input_ids"][row, start:end]
         return dict(batch.to(self.model.device)) | {"labels": labels.to(self.model.device)}
@@ -167,8 +182,12 @@ def method_of(adapter: str | Path) -> str | None:
     return json.loads((adapter_folder(adapter) / "adapter_config.json").read_text()).get("peft_type")
 
 
-def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None, quantize=None) -> Backbone:
-    """Load a backbone: "tiny" (embedded), a folder, or a LLaVA on the hub such as "llava-hf/llava-1.5-7b-hf".
+def load(
+    name: str | Path = "tiny", *, adapter=None, device=None, dtype=None, quantize=None, device_map=None
+) -> Backbone:
+    """Load a backbone: "tiny" (embedded), a folder, or a model on the hub such as "llava-hf/llava-1.5-7b-hf".
+
+    The model may be of any family that M²PT tunes (mmpt/m2pt/README.md).
 
     Args:
         adapter: a shipped adapter's name or a folder, loaded and active. One of MPT4LM gets its text-only LLM
@@ -177,26 +196,30 @@ def load(name: str | Path = "tiny", *, adapter=None, device=None, dtype=None, qu
         dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
         quantize: "4bit" (NF4) or "8bit": the LLM's matrices are held in so many bits by bitsandbytes and computed with
             in `dtype`; the vision tower, the projector and the output head stay as they are.
+        device_map: transformers' own, such as "auto", to spread a model over several devices; in the place of device.
 
     Raises:
-        InputError: nothing of that name can be loaded.
+        InputError: nothing of that name can be loaded, or not into the free memory.
     """
-    if quantize not in (None, *QUANTIZED):
-        raise InputError(f"quantize is {quantize!r}; give {' or '.join(map(repr, QUANTIZED))}, or None.")
+    if quantize not in (None, *BITS):
+        raise InputError(f"quantize is {quantize!r}; give {' or '.join(map(repr, BITS))}, or None.")
+    if device_map is not None and device is not None:
+        raise InputError(f"device is {str(device)!r} and device_map {device_map!r}; give one of them.")
     if adapter is not None and method_of(adapter) == "MPT4LM":
         from mmpt.mpt4lm.backbone import load as load_text_only  # which stands on this module
 
+        if device_map is not None:
+            raise InputError("Backbones of MPT4LM go to one device; give device in the place of device_map.")
         return load_text_only(name, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
-    if quantize and str(name) == "tiny":
-        raise InputError('"tiny" is small enough as it is; leave quantize out.')
+    if (quantize or device_map is not None) and str(name) == "tiny":
+        raise InputError(f'"tiny" is small enough as it is; leave {"quantize" if quantize else "device_map"} out.')
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    if quantize:
-        few_bits = {"quantization_config": _quantized(quantize, dtype), "device_map": device}
-        backbone = _load_pretrained(str(name), dtype, **few_bits)
-    else:
-        backbone = load_tiny() if str(name) == "tiny" else _load_pretrained(str(name), dtype)
+    if str(name) == "tiny":
+        backbone = load_tiny()
         backbone.model.to(device, dtype)
+    else:
+        backbone = Backbone(str(name), *load_pretrained(str(name), dtype, device, quantize, device_map))
     backbone.model.eval()
     if adapter is not None:
         backbone.add_adapter(adapter)
@@ -245,21 +268,3 @@ def load_tiny(vision_weights: dict[str, torch.Tensor] | None = None) -> Backbone
         chat_template=CHAT_TEMPLATE,
     )
     return Backbone("tiny", model, processor)
-
-
-def _quantized(kind, dtype):
-    apart = [".*vision_tower", ".*multi_modal_projector", "lm_head"]
-    return BitsAndBytesConfig(**QUANTIZED[kind], bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=apart)
-
-
-def _load_pretrained(name, dtype, **options):
-    try:
-        model = LlavaForConditionalGeneration.from_pretrained(name, dtype=dtype, **options)
-        return Backbone(name, model, AutoProcessor.from_pretrained(name))
-    except ImportError as error:
-        raise InputError("Quantized weights need bitsandbytes: pip install bitsandbytes.") from error
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f'The backbone {name!r} could not be loaded ({str(error).splitlines()[0]}); give "tiny", a folder with '
-            "a LLaVA model and its processor, or a hub id while the hub can be reached."
-        ) from error

@@ -34,6 +34,7 @@ from tqdm.auto import tqdm
 from mmpt.backbones import Backbone, adapter_folder, load
 from mmpt.data import conversation, own_examples, seed_of
 from mmpt.errors import InputError
+from mmpt.m2pt.backbone import find_backbone
 from mmpt.runs import finish, log, open_run, save
 from mmpt.tasks import check_tasks
 
@@ -139,7 +140,7 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     if peft_config is None and config.start:
         raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as the backbone.")
     if peft_config is None:
-        backbone.model.requires_grad_(True).model.vision_tower.requires_grad_(False)
+        find_backbone(backbone.model.requires_grad_(True)).tower.requires_grad_(False)
     else:
         backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
         if config.start:

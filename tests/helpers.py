@@ -23,14 +23,14 @@ SPECIAL = ("<pad>", "<|im_start|>", "<|im_end|>", "<image>")
 
 
 @cache
-def _tokenizer():
-    """Byte-level, one token a byte, no merges: 256 + 4 words."""
+def byte_tokenizer(*special):
+    """Byte-level, one token a byte, no merges: the special tokens, of which the third ends a text, and 256."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate((*SPECIAL, *alphabet))}, merges=[]))
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate((*special, *alphabet))}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<|im_end|>")
+    tokenizer.add_special_tokens(list(special))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token=special[2])
 
 
 def backbone_for(method: str, seed: int = 0) -> Backbone:
@@ -48,7 +48,7 @@ def config_for(method: str, backbone: Backbone):
 def tiny_backbone(seed: int = 0) -> Backbone:
     """CLIP (2 layers, d 32, 16 patches) and Llama (2 layers, d 48, 4 heads on 2), vocabulary 260, random weights."""
     torch.manual_seed(seed)
-    tokenizer = _tokenizer()
+    tokenizer = byte_tokenizer(*SPECIAL)
     size = {"num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**size, hidden_size=32, intermediate_size=40, image_size=32, patch_size=8),

@@ -1,12 +1,16 @@
+import json
 from copy import deepcopy
 
 import pytest
 import torch
 from helpers import tiny_backbone
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from tiny_hosts import backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
 
 import mmpt
 from mmpt.errors import InputError
+from mmpt.loading import weights_size
 from mmpt.m2pt import M2PTConfig
 from mmpt.scenes import make_scene
 from mmpt.tiny.describe import QUESTION, compare
@@ -136,3 +140,98 @@ def test_quantization_asks_for_bitsandbytes(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda: False)
     with pytest.raises(InputError, match="Quantized weights need bitsandbytes: pip install bitsandbytes"):
         mmpt.load(tmp_path, quantize="4bit")
+
+
+@pytest.mark.parametrize("family", ["llava_next", "idefics3", "gemma3"])
+def test_other_families_are_loaded_tuned_and_asked(tmp_path, scenes, family):
+    """With several crops a picture (but for Gemma 3), as the family's own processor cuts them."""
+    made = backbone_of(family)
+    made.model.save_pretrained(tmp_path / "model")
+    made.processor.save_pretrained(tmp_path / "model")
+    backbone = mmpt.load(tmp_path / "model", device="cpu")
+    assert type(backbone.model) is type(made.model)
+
+    images = [scenes[0].image, scenes[1].image.resize((96, 40))]
+    talks = [[("What is it?", "A dog"), ("And where?", "top left")], [("How many?", "3")]]
+    batch = backbone.training_inputs(images, talks)
+    decode = backbone.processor.tokenizer.decode
+    said = [decode(ids[ids != -100]) for ids in batch["labels"]]
+    assert said == ["A dog<|im_end|>top left<|im_end|>", "3<|im_end|>"]
+
+    config = M2PTConfig(num_textual_prompts=3, num_visual_prompts=2)
+    out = train(backbone, config, TrainConfig(tmp_path / "adapter", steps=2, pictures=2, lr=0.01))
+    questions = ["What is it?", "How many?"]
+    tuned = backbone.answer(images, questions, max_new_tokens=4)
+    assert tuned == [backbone.answer([i], [q], max_new_tokens=4)[0] for i, q in zip(images, questions)]
+    spread = mmpt.load(tmp_path / "model", adapter=out, device_map="cpu")
+    assert spread.answer(images, questions, max_new_tokens=4) == tuned
+
+
+def test_an_adapter_refuses_a_backbone_of_equal_widths_and_another_name(tmp_path):
+    backbone = tiny_backbone()
+    out = train(backbone, M2PTConfig(num_textual_prompts=3), TrainConfig(tmp_path / "a", steps=1, pictures=1))
+    other = tiny_backbone(seed=1)
+    other.name = "lab/other"
+    with pytest.raises(InputError, match="was tuned on 'tiny-random', and this backbone is 'lab/other': load it on"):
+        other.add_adapter(out)
+    other.name = "/models/tiny-random"
+    assert other.add_adapter(out) == "a"
+
+
+def test_what_is_no_backbone_says_so(tmp_path, monkeypatch):
+    for model, match in (
+        ({"model_type": "llama"}, "is a 'llama', which does not answer about pictures"),
+        ({"model_type": "qwen2_5_vl"}, r"cannot tune Qwen2_5_VL\w+ \(qwen2_5_vl\): its vision tower packs"),
+        ({"model_type": "blip-2"}, "tunes models of the families LLaVA, LLaVA-NeXT, .* holds none"),
+        ({"model_type": "no-such-type"}, "could not be loaded .*no-such-type"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(model))
+        with pytest.raises(InputError, match=match):
+            mmpt.load(tmp_path)
+    with pytest.raises(InputError, match="device is 'cpu' and device_map 'auto'; give one of them"):
+        mmpt.load("lab/model", device="cpu", device_map="auto")
+    with pytest.raises(InputError, match='"tiny" is small enough as it is; leave device_map out'):
+        mmpt.load("tiny", device_map="auto")
+
+
+@pytest.mark.parametrize(
+    "kind, match",
+    [
+        (GatedRepoError, "'lab/model' is gated: accept its terms at https://huggingface.co/lab/model, then sign in"),
+        (RepositoryNotFoundError, "The hub knows no model 'lab/model', or it is private"),
+    ],
+)
+def test_what_the_hub_refuses_is_said(monkeypatch, kind, match):
+    """As transformers hands it on: an OSError whose cause is the hub's own error."""
+
+    def refused(*args, **kwargs):
+        raise OSError("You are trying to access") from kind.__new__(kind)
+
+    monkeypatch.setattr("mmpt.loading.AutoConfig.from_pretrained", refused)
+    with pytest.raises(InputError, match=match):
+        mmpt.load("lab/model")
+
+
+def test_memory_is_estimated_before_weights_are_fetched(tmp_path, monkeypatch):
+    """There is nothing but a configuration here, so nothing else can have been read."""
+    model = make_host("llava_next")
+    model.config.save_pretrained(tmp_path)
+    plain = weights_size(model, torch.float32)
+    assert plain == 4 * model.num_parameters() == 2 * weights_size(model, torch.bfloat16)
+    linear = sum(m.weight.numel() for m in model.model.language_model.modules() if isinstance(m, torch.nn.Linear))
+    assert weights_size(model, torch.float32, "8bit") == plain - 3 * linear
+    assert weights_size(model, torch.float32, "4bit") == plain - 3.5 * linear
+
+    memory = {0: plain, "cpu": weights_size(model, torch.float32, "4bit")}
+    monkeypatch.setattr("mmpt.loading.get_max_memory", lambda: memory)
+    ways = r'give quantize="4bit" \(0.0 GiB\) or device_map="auto"\.$'
+    with pytest.raises(InputError, match=f"take 0.0 GiB in float32, and 0.0 GiB are free on cpu: {ways}"):
+        mmpt.load(tmp_path, device="cpu")
+    memory.clear()
+    memory["cpu"] = 1000
+    for options, where in (({"device": "cpu"}, "cpu"), ({"device_map": "auto"}, "all devices together")):
+        with pytest.raises(InputError, match=f"are free on {where}: take a smaller model"):
+            mmpt.load(tmp_path, **options, quantize="4bit")
+    memory["cpu"] = plain
+    with pytest.raises(InputError, match="could not be loaded"):  # it fits, but the weights are missing
+        mmpt.load(tmp_path, device="cpu")

@@ -140,9 +140,7 @@ class _Grid:
             strengths[kind] = self.keep[kind][rows][:, None].expand(-1, places, -1)
         columns = {kind: value.expand(len(i), -1) for kind, value in self.columns.items()}
         with StrengthHooks(self.layer, self.settings, strengths, columns):
-            out = self.layer.backbone.host.language_model(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=True, **{CALL: call}
-            )
+            out = self.layer.backbone.llm(inputs_embeds=embeds, past_key_values=cache, use_cache=True, **{CALL: call})
         return out.past_key_values, out.last_hidden_state
 
     def _early(self, start: int, end: int) -> Tensor:

@@ -146,7 +146,7 @@ class StrengthHooks:
                 'the model with attn_implementation="sdpa".'
             )
         add = self.handles.append
-        add(b.host.language_model.register_forward_pre_hook(self.before_llm, with_kwargs=True))
+        add(b.llm.register_forward_pre_hook(self.before_llm, with_kwargs=True))
         for j, block in enumerate(b.textual_blocks):
             add(block.register_forward_pre_hook(partial(self.before_textual_block, j), with_kwargs=True))
         if "visual" in self.logits:

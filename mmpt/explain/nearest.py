@@ -74,12 +74,12 @@ def nearest_words(backbone: Backbone, space: str = "layer", count: int = 5, voca
     host, lm_head = layer.backbone.host, layer.backbone.generator.lm_head
     tokens, chance = torch.arange(lm_head.out_features), None
     if space == "head":
-        norm = host.language_model.norm
+        norm = layer.backbone.llm.norm
         scores = [lm_head(norm(p.to(lm_head.weight))).float() for p in prompts]
     else:
         if space == "layer":
             tokens = _words(backbone.processor.tokenizer, vocabulary)
-            references = [_directions(states) for states in _read(backbone, host.language_model, tokens, layers)]
+            references = [_directions(states) for states in _read(backbone, layer.backbone.llm, tokens, layers)]
         else:
             references = [_directions(host.get_input_embeddings().weight.float())] * len(layers)
         is_state = [settings.config.textual_update == "replace" or j == layers[0] for j in layers]

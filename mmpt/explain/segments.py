@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmpt.backbones import Backbone
+from mmpt.errors import InputError
+from mmpt.m2pt.hosts import FAMILIES
 from mmpt.m2pt.layer import M2PTLayer, Settings
 from mmpt.m2pt.layout import TEXTUAL, VISUAL
 
@@ -81,7 +83,16 @@ def encode(backbone: Backbone, image: Image.Image, question: str, answer: str | 
     """The model's inputs for one row, without padding: input_ids, attention_mask (1, T), pixel_values.
 
     With an answer also labels (1, T): -100 but on the answer's tokens and the one that ends it.
+
+    Raises:
+        InputError: the backbone does not keep a picture's patches as one grid of tokens.
     """
+    family = next((f for m in backbone.model.modules() for f in FAMILIES if isinstance(m, f.model)), FAMILIES[0])
+    if family is not FAMILIES[0]:
+        raise InputError(
+            f"The views explain answers by the patches of a picture, which {family.name} crops, joins or looks at in "
+            f"its own way; explain one of {FAMILIES[0].name}."
+        )
     if answer is None:
         return dict(backbone.inputs([image], [question]))
     return backbone.training_inputs([image], [[(question, answer)]])

@@ -1,6 +1,8 @@
-"""The parts of a LLaVA-class model that M²PT works on, found by structure rather than by name or width."""
+"""The parts of a multimodal LLM that M²PT works on; what differs between families is in hosts.py."""
 
 import inspect
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
@@ -8,9 +10,9 @@ import torch
 from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from transformers import GenerationMixin
-from transformers.models.llava.modeling_llava import LlavaModel
 
 from mmpt.m2pt.config import M2PTConfig, resolve_layers
+from mmpt.m2pt.hosts import FAMILIES, REFUSED, Family
 
 
 @dataclass
@@ -18,30 +20,56 @@ class Backbone:
     """A view of a host model: references only, so it may hang on a module without becoming part of it.
 
     Attributes:
-        host: the `LlavaModel`: vision_tower, multi_modal_projector, language_model.
+        host: the model with tower, projector and LLM, such as a `LlavaModel`.
+        family: what kind of host it is.
         generator: the model around the host that has `generate`, or None.
         visual_blocks: every layer of the vision encoder.
         textual_blocks: every layer of the LLM.
-        reach: how many of the visual blocks come before each feature layer (one number a layer).
+        feature_layers: the tower's hidden states that become features, or None for its last, normed one.
     """
 
-    host: LlavaModel
+    host: nn.Module
+    family: Family
     generator: GenerationMixin | None
     visual_blocks: list[nn.Module]
     textual_blocks: list[nn.Module]
-    reach: tuple[int, ...]
+    feature_layers: tuple[int, ...] | None
     signature: tuple[str, ...] = field(init=False)
 
     def __post_init__(self):
         self.signature = tuple(inspect.signature(type(self.host).forward).parameters)[1:]
 
     @property
+    def tower(self) -> nn.Module:
+        return getattr(self.host, self.family.tower)
+
+    @property
+    def projector(self) -> nn.Module:
+        return getattr(self.host, self.family.projector)
+
+    @property
+    def llm(self) -> nn.Module:
+        return getattr(self.host, self.family.llm)
+
+    @property
     def visual_width(self) -> int:
-        return self.host.vision_tower.config.hidden_size
+        return self.tower.config.hidden_size
+
+    @property
+    def patch_area(self) -> int:
+        """Pixels of a patch."""
+        size = self.tower.config.patch_size
+        return size**2 if isinstance(size, int) else math.prod(size)
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """How many of the visual blocks come before each feature layer (one number a layer)."""
+        depth = len(self.visual_blocks)
+        return (depth,) if self.feature_layers is None else feature_depths(self.feature_layers, depth)
 
     @property
     def textual_width(self) -> int:
-        return self.host.language_model.config.hidden_size
+        return self.llm.config.hidden_size
 
     @property
     def image_token_id(self) -> int:
@@ -100,42 +128,51 @@ class Backbone:
         """The inputs (P, D) of each LLM layer when the frozen LLM reads `token_ids` alone."""
         table = self.host.get_input_embeddings()
         embeds = table(torch.tensor([token_ids], device=table.weight.device))
-        out = self.host.language_model(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
+        out = self.llm(inputs_embeds=embeds, use_cache=False, output_hidden_states=True)
         return [h[0] for h in out.hidden_states[:-1]]
 
 
-def feature_depths(layers: int | list[int], num_blocks: int) -> tuple[int, ...]:
+def feature_depths(layers: int | Sequence[int], num_blocks: int) -> tuple[int, ...]:
     """How many blocks come before each index into the hidden states, of which there is one more than blocks."""
     layers = [layers] if isinstance(layers, int) else layers
     return tuple(i if i >= 0 else num_blocks + 1 + i for i in layers)
 
 
 def find_backbone(model: nn.Module) -> Backbone:
-    """The one LLaVA inside `model`.
+    """The one multimodal LLM inside `model`.
 
     Raises:
-        NoMatchingPeftModuleError: there is none, or its vision encoder has no list of layers.
+        NoMatchingPeftModuleError: there is none that M²PT can tune.
     """
-    host = next((m for m in model.modules() if isinstance(m, LlavaModel)), None)
+    for module in model.modules():
+        kind = getattr(getattr(module, "config", None), "model_type", None)
+        if kind in REFUSED:
+            raise NoMatchingPeftModuleError(f"M2PT cannot tune {type(model).__name__} ({kind}): {REFUSED[kind]}.")
+    found = ((m, f) for m in model.modules() for f in FAMILIES if isinstance(m, f.model))
+    host, family = next(found, (None, None))
     if host is None:
+        names = ", ".join(family.name for family in FAMILIES)
         raise NoMatchingPeftModuleError(
-            f"M2PT tunes LLaVA models, and {type(model).__name__} holds none: pass a LlavaForConditionalGeneration."
+            f"M2PT tunes models of the families {names}, and {type(model).__name__} holds none: pass one of them, "
+            "such as a LlavaForConditionalGeneration."
         )
-    depth = host.vision_tower.config.num_hidden_layers
-    lists = (m for m in host.vision_tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
+    tower, layers = getattr(host, family.tower), getattr(host.config, "vision_feature_layer", -1)
+    depth = tower.config.num_hidden_layers
+    lists = (m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
     visual_blocks = next(lists, None)
     if visual_blocks is None:
         raise NoMatchingPeftModuleError(
-            f"M2PT needs the layers of the vision encoder in one list, and {type(host.vision_tower).__name__} has no "
+            f"M2PT needs the layers of the vision encoder in one list, and {type(tower).__name__} has no "
             f"list of {depth}: use a CLIP or SigLIP tower."
         )
-    generator = next((m for m in model.modules() if isinstance(m, GenerationMixin) and host in m.children()), None)
+    normed = family.normed and layers == -1
     return Backbone(
         host=host,
-        generator=generator,
+        family=family,
+        generator=next((m for m in model.modules() if isinstance(m, GenerationMixin) and host in m.children()), None),
         visual_blocks=list(visual_blocks),
-        textual_blocks=list(host.language_model.layers),
-        reach=feature_depths(host.config.vision_feature_layer, depth),
+        textual_blocks=list(getattr(host, family.llm).layers),
+        feature_layers=None if normed else (layers,) if isinstance(layers, int) else tuple(layers),
     )
 
 

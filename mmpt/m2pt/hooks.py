@@ -1,31 +1,35 @@
 """How the prompts act: every hook on the host, put on and taken off in one place.
 
     vision tower   block i   append the slots at the first listed layer, overwrite (or add to) them at later ones
-    projector      f_in      slot outputs and patches to language space              `Interaction`
-    LlavaModel     before    make room in ids, mask and positions                    `_before_host`
-    language model block j   overwrite (or add to) the textual slots
+                   after     take them out of its output, which carries them along   tower.py
+    projector      f_in      patches to language space                               `Interaction`
+    host           features  project the slots, and put them before the patches      `ImageFeatures`
+                   before    make room in ids, mask and positions                    `_before_host`
+    LLM            block j   overwrite (or add to) the textual slots
     its attention            learned keys and values before the sequence's own
-    LlavaModel     after     strip the slots                                         `_after_host`
+    host           after     strip the slots                                         `_after_host`
 
-The caller's inputs are those of the base model. Slots stand at the end of the vision sequence: attention there knows
-no order, and whichever rows the host drops at the front (CLS), the last P stay the slots. What one call needs travels
-with the call, as a keyword argument down to the blocks, and what decoding needs travels with the KV cache; nothing is
-kept here between calls, so exceptions, threads and interleaved requests cannot mix up pictures.
+The host is the model inside the one with a head, such as a LlavaModel (hosts.py); the caller's inputs are those of
+the base model. Slots stand at the end of the vision sequence: attention there knows no order, and the host never sees
+them, so that it may drop, shuffle, pool and pack the patches as it is used to. What one call needs travels with the
+call, as a keyword argument down to the blocks or on the tower's output, and what decoding needs travels with the KV
+cache; nothing is kept here between calls, so exceptions, threads and interleaved requests cannot mix up pictures.
 
 Shapes: B rows, P prompts, T caller's tokens, S columns with slots, D width.
 """
 
+import inspect
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Cache
-from transformers.masking_utils import create_masks_for_generate
 
-from mmpt.m2pt.backbone import feature_depths, images_by_row
-from mmpt.m2pt.interaction import Interaction
+from mmpt.m2pt.backbone import images_by_row
+from mmpt.m2pt.interaction import ImageFeatures, Interaction
 from mmpt.m2pt.slots import CALL, SLOTS, CacheSlots, Call
+from mmpt.m2pt.tower import after_tower, before_tower, before_visual_block
 
 if TYPE_CHECKING:
     from mmpt.m2pt.layer import M2PTLayer
@@ -44,15 +48,17 @@ class Hooks:
             return
         b = self.layer.backbone
         add = self._handles.append
-        add(b.host.vision_tower.register_forward_pre_hook(self._before_tower, with_kwargs=True))
+        add(b.tower.register_forward_pre_hook(partial(before_tower, self.layer), with_kwargs=True))
+        add(b.tower.register_forward_hook(partial(after_tower, self.layer)))
         for i, block in enumerate(b.visual_blocks):
-            add(block.register_forward_pre_hook(partial(self._before_visual_block, i)))
+            add(block.register_forward_pre_hook(partial(before_visual_block, self.layer, i)))
         for j, block in enumerate(b.textual_blocks):
             add(block.register_forward_pre_hook(partial(self._before_textual_block, j), with_kwargs=True))
             add(block.self_attn.register_forward_pre_hook(partial(self._before_attention, j), with_kwargs=True))
         add(b.host.register_forward_pre_hook(self._before_host, with_kwargs=True))
         add(b.host.register_forward_hook(self._after_host, with_kwargs=True))
-        b.host.multi_modal_projector = Interaction(b.host.multi_modal_projector, self.layer)
+        setattr(b.host, b.family.projector, Interaction(b.projector, self.layer))
+        b.host.get_image_features = ImageFeatures(self.layer)
         if b.generator is not None:
             b.generator._expand_multimodal_outputs = self._expand_multimodal_outputs
             b.generator.prepare_inputs_for_generation = self._prepare_inputs_for_generation
@@ -64,34 +70,11 @@ class Hooks:
         b = self.layer.backbone
         while self._handles:
             self._handles.pop().remove()
-        b.host.multi_modal_projector = b.host.multi_modal_projector.base_layer
+        setattr(b.host, b.family.projector, b.projector.base_layer)
+        del b.host.get_image_features
         if b.generator is not None:
             del b.generator._expand_multimodal_outputs
             del b.generator.prepare_inputs_for_generation
-
-    def _before_tower(self, tower: nn.Module, args: tuple, kwargs: dict) -> None:
-        layers, b = kwargs.get("output_hidden_states"), self.layer.backbone
-        if self.layer.active is None or layers is None or isinstance(layers, bool):
-            return
-        if feature_depths(layers, len(b.visual_blocks)) != b.reach:
-            raise ValueError(
-                f"vision_feature_layer={layers!r} differs from the model's {b.host.config.vision_feature_layer!r}, "
-                "for which the adapter was made: leave it out, or disable the adapter."
-            )
-
-    def _before_visual_block(self, i: int, block: nn.Module, args: tuple) -> tuple | None:
-        # Z¹ = L₁(Pv¹, E);  Zⁱ = Lᵢ(Pvⁱ, Zⁱ⁻¹)
-        adapter = self.layer.active
-        if adapter is None or i not in (layers := self.layer.settings[adapter].visual_layers):
-            return None
-        hidden = args[0]
-        prompts = self.layer.m2pt_visual_prompts[adapter][str(i)].to(hidden).expand(len(hidden), -1, -1)
-        P = prompts.shape[1]  # (B, P, D)
-        if i != layers[0]:
-            if self.layer.settings[adapter].config.visual_update == "carry":
-                prompts = prompts + hidden[:, -P:]
-            hidden = hidden[:, :-P]
-        return torch.cat([hidden, prompts], 1), *args[1:]
 
     def _before_textual_block(self, j: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
         # T¹ = M₁(Pt¹, f_in(Zᴺ), X);  Tʲ = Mⱼ(Ptʲ, Tʲ⁻¹)
@@ -101,7 +84,7 @@ class Hooks:
         settings = self.layer.settings[call.adapter]
         if call.early_mask is not None and j < settings.textual_layers[0]:
             mask = call.early_mask
-            kinds = getattr(self.layer.backbone.host.language_model.config, "layer_types", None)
+            kinds = getattr(self.layer.backbone.llm.config, "layer_types", None)
             kwargs["attention_mask"] = mask[kinds[j]] if isinstance(mask, dict) else mask
         if call.layout is not None and j in settings.textual_layers:
             hidden = args[0]
@@ -134,6 +117,8 @@ class Hooks:
             )
         if adapter is None:
             return None
+        if kwargs.get("pixel_values_videos") is not None or (kwargs.get("mm_encoder_outputs") or {}).get("video"):
+            raise ValueError("M2PT makes room for its prompts at pictures: leave videos out, or disable the adapter.")
         if getattr(cache, "is_compileable", False):
             raise ValueError(
                 "M2PT makes room for its prompts in the cache, which a static cache cannot give: "
@@ -162,19 +147,23 @@ class Hooks:
             return kwargs
         if kwargs.get("mm_encoder_outputs"):
             raise ValueError("You cannot specify both pixel_values and mm_encoder_outputs at the same time")
-        options = ("vision_feature_layer", "vision_feature_select_strategy", "image_sizes")
+        options = inspect.signature(host.get_image_features).parameters
         options = {k: kwargs[k] for k in options if kwargs.get(k) is not None}
-        features = host.get_image_features(pixel_values=pixels, return_dict=True, **options)
+        features = host.get_image_features(**options, return_dict=True)
         return kwargs | {"pixel_values": None, "mm_encoder_outputs": {"image": features}}
+
+    def lengths(self, kwargs: dict) -> list[int]:
+        """How many placeholders each run of features of a call has in the caller's text."""
+        features = (self._encode_images(self.layer.backbone.host, kwargs).get("mm_encoder_outputs") or {}).get("image")
+        extra = self.layer.settings[self.layer.active].extra_tokens if self.layer.active else 0
+        return [] if features is None else [len(f) - extra for f in features.pooler_output]
 
     def _make_room(self, adapter: str, kwargs: dict) -> Call:
         """Lay out the first tokens of a sequence, in place in `kwargs`."""
         settings, b = self.layer.settings[adapter], self.layer.backbone
         ids, embeds, mask = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         is_image = b.image_mask(ids, embeds)
-        features = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        lengths = [] if features is None else [len(f) - settings.extra_tokens for f in features.pooler_output]
-        layout = self.layer.layout(adapter, is_image, lengths, mask)
+        layout = self.layer.layout(adapter, is_image, self.lengths(kwargs), mask)
 
         if ids is not None:
             kwargs["input_ids"] = layout.ids(ids, b.image_token_id)
@@ -182,10 +171,12 @@ class Hooks:
             kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
         if settings.attention_layers and mask is not None and kwargs.get("position_ids") is None:
             # Keys of prompts inside attention have no position, so a token's must not depend on its row's padding.
-            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + b.family.first_position
         mask = kwargs["attention_mask"] = layout.mask(mask)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
+        if kwargs.get("token_type_ids") is not None:
+            kwargs["token_type_ids"] = layout.types(kwargs["token_type_ids"], b.family.image_type)
         early = layout.hide_textual(mask) if settings.late else None
         slots = CacheSlots(adapter, is_image.shape[1], layout.added, layout.shift, mask, early)
         return Call(adapter, layout, self._early(early, kwargs, layout.shape), slots)
@@ -213,12 +204,14 @@ class Hooks:
         """The attention mask, as the host's attention wants it, of blocks for which the slots are not there yet."""
         if mask is None:
             return None
-        lm = self.layer.backbone.host.language_model
-        return create_masks_for_generate(
-            config=lm.config,
-            inputs_embeds=torch.empty(*shape, 0, dtype=lm.dtype, device=mask.device),
+        b = self.layer.backbone
+        return b.family.masks(
+            config=b.llm.config,
+            inputs_embeds=torch.empty(*shape, 0, dtype=b.llm.dtype, device=mask.device),
             attention_mask=mask,
             past_key_values=kwargs.get("past_key_values"),
+            position_ids=None,
+            token_type_ids=kwargs.get("token_type_ids"),
         )
 
     def _after_host(self, host: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
@@ -229,7 +222,7 @@ class Hooks:
         expected = len(settings.textual_layers) + len(settings.attention_layers)
         if call.prompted != expected:
             raise RuntimeError(
-                f"{type(host.language_model).__name__} let {call.prompted} of {expected} layers see their "
+                f"{type(self.layer.backbone.llm).__name__} let {call.prompted} of {expected} layers see their "
                 "prompts: it does not hand keyword arguments on to its layers, so M2PT cannot tune it."
             )
         as_tuple = isinstance(output, tuple)
@@ -261,7 +254,8 @@ class Hooks:
         extra = self.layer.settings[adapter].extra_tokens
         images = features.pooler_output
         rows = images_by_row(counts.tolist(), [len(f) - extra for f in images])
-        features.pooler_output = [images[i] for row in rows for i in [*row] * expand_size]
+        expanded = [images[i] for row in rows for i in [*row] * expand_size]
+        features.pooler_output = torch.stack(expanded) if isinstance(images, Tensor) else expanded
         return mm_encoder_output
 
     def _prepare_inputs_for_generation(

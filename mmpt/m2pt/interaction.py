@@ -1,12 +1,19 @@
 """The interaction layer: from vision to language space, where the two kinds of prompts meet.
 
-Shapes: B pictures, P prompts, N patches.
+Shapes: B pictures or crops, P prompts, N patches, n features of one run of placeholders.
 """
 
-from typing import TYPE_CHECKING
+import inspect
+from collections.abc import Callable
+from itertools import accumulate
+from types import MethodType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
+
+from mmpt.m2pt.slots import SLOTS
 
 if TYPE_CHECKING:
     from mmpt.m2pt.layer import M2PTLayer
@@ -20,22 +27,56 @@ class Interaction(nn.Module):
         self.base_layer = base_layer
         self._layer = (layer,)  # in a tuple, so that it is not a child
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(B, N + P, D_vision) -> (B, P + N, D_text), the prompts first; (B, N, D_text) if they are not read out."""
+    def forward(self, features: Tensor, project: Callable[[nn.Module, Tensor], Tensor] | None = None) -> Tensor:
+        """What the active adapter's projector makes of `features`: by its own forward, or by `project`."""
         layer = self._layer[0]
-        adapter = layer.active
-        if adapter is None:
-            return self.base_layer(features)
-        settings = layer.settings[adapter]
-        if settings.visual_layers:
-            P = settings.config.num_visual_prompts
-            patches, prompts = features[:, :-P], features[:, -P:]
-            if settings.config.visual_readout == "parameter":
-                parameter = layer.m2pt_visual_prompts[adapter][str(settings.visual_layers[-1])]
-                prompts = parameter.to(features).expand_as(prompts)
-            features = patches if settings.extra_tokens == 0 else torch.cat([prompts, patches], 1)
-        if adapter not in layer.m2pt_projector:
-            return self.base_layer(features)
-        projector = layer.m2pt_projector[adapter]
+        project = project or (lambda projector, x: projector(x))
+        if layer.active not in layer.m2pt_projector:
+            return project(self.base_layer, features)
+        projector = layer.m2pt_projector[layer.active]
         dtype = next(projector.parameters()).dtype
-        return projector(features.to(dtype)).to(features.dtype)
+        return project(projector, features.to(dtype)).to(features.dtype)
+
+
+class ImageFeatures:
+    """Stands in for the host's `get_image_features`: puts the projected slots before each run of features."""
+
+    def __init__(self, layer: "M2PTLayer"):
+        self.layer = layer
+
+    @property
+    def original(self) -> MethodType:
+        host = self.layer.backbone.host
+        return MethodType(type(host).get_image_features, host)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)  # by which `generate` knows what to pass
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ModelOutput:
+        """The host's output with pooler_output of (P + n, D_text) a run."""
+        layer, family = self.layer, self.layer.backbone.family
+        if layer.active is None:
+            return self.original(*args, **kwargs)
+        settings, host = layer.settings[layer.active], layer.backbone.host
+        output = self.original(*args, **kwargs | {"return_dict": True})
+        runs = features = output.pooler_output
+        crops = family.crops and family.crops(host, self.__signature__.bind(*args, **kwargs).arguments)
+        if not crops and not isinstance(features, Tensor):  # the host may have joined the runs of a row
+            runs = torch.cat(list(features)).unflatten(0, (len(output.last_hidden_state), -1))
+        if settings.extra_tokens:
+            slots = self._projected(output)
+            if crops:
+                slots = slots[[0, *accumulate(crops[:-1])]]
+            runs = [torch.cat([s.to(run), run]) for s, run in zip(slots, runs, strict=True)]
+        output.pooler_output = torch.stack(list(runs)) if isinstance(features, Tensor) else list(runs)
+        return output
+
+    def _projected(self, output: ModelOutput) -> Tensor:
+        """(B, P, D_text)"""
+        layer, backbone = self.layer, self.layer.backbone
+        settings, slots = layer.settings[layer.active], output.__dict__.pop(SLOTS)
+        if settings.config.visual_readout == "parameter":
+            parameter = layer.m2pt_visual_prompts[layer.active][str(settings.visual_layers[-1])]
+            slots = parameter.to(slots).expand_as(slots)
+        return backbone.projector(slots, backbone.family.project)

@@ -104,7 +104,7 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         )
         projector = None
         if config.tune_projector:
-            current = backbone.host.multi_modal_projector
+            current = backbone.projector
             projector = copy.deepcopy(current.base_layer if isinstance(current, Interaction) else current)
 
         if visual:
@@ -142,7 +142,7 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         config = settings.config
         visual = self.m2pt_visual_prompts[adapter_name] if settings.visual_layers else {}
         textual = self.m2pt_textual_prompts[adapter_name] if settings.textual_layers else {}
-        patch = 3 * self.backbone.host.vision_tower.config.patch_size**2
+        patch = 3 * self.backbone.patch_area
         drawn = [(p, patch if config.init == "vpt_uniform" else p.numel()) for p in visual.values()]
         drawn += [(p, p.numel()) for p in textual.values()] if config.init not in WORD_INITS else []
         for prompt, fan in drawn:

@@ -69,6 +69,10 @@ class Layout:
         out = out if self.pad is None else out.masked_fill(self.pad, 0)
         return out.scatter(1, self.tokens, attention_mask)
 
+    def types(self, token_type_ids: Tensor, visual: int) -> Tensor:
+        """(B, S) token types: `visual` for the visual slots, and 0, as a prompt in words has it, for the others."""
+        return torch.where(self.visual, visual, 0).to(token_type_ids.dtype).scatter(1, self.tokens, token_type_ids)
+
     def positions(self, position_ids: Tensor) -> Tensor:
         """(B, S) positions counted as if the slots had been typed in: each moves what follows by one."""
         B, S = self.shape

@@ -1,4 +1,4 @@
-"""The PEFT tuner of M²PT (arXiv 2409.15657): puts one `M2PTLayer` on a LLaVA model and keeps its checkpoints."""
+"""The PEFT tuner of M²PT (arXiv 2409.15657): puts one `M2PTLayer` on a multimodal LLM and keeps its checkpoints."""
 
 from typing import Any
 
@@ -12,14 +12,15 @@ from mmpt.tuner import RootTuner
 
 
 class M2PTModel(RootTuner):
-    """M²PT on a LLaVA model; made by `peft.get_peft_model(model, M2PTConfig(...))`.
+    """M²PT on a model of one of the families of hosts.py; made by `peft.get_peft_model(model, M2PTConfig(...))`.
 
     Inputs stay those of the base model and its processor: logits, labels and last hidden states have the caller's
     length. `hidden_states`, `attentions` and the KV cache contain the slots; `segments` says which columns those are.
     Checkpoints hold prompts and projector only, under keys that name no module of the host:
     m2pt.m2pt_visual_prompts.3, m2pt.m2pt_textual_prompts.0, m2pt.m2pt_projector.linear_1.weight.
 
-    The prompts act in a forward of the LlavaModel, hence in `generate`; its language model called alone is the base's.
+    The prompts act in a forward of the host (a LlavaModel, say), hence in `generate`; its language model called alone
+    is the base's.
     Not possible: merging (prompts are tokens, not weights), a static cache, pictures that come after a cache was
     begun, several adapters active at once.
     """
@@ -32,7 +33,7 @@ class M2PTModel(RootTuner):
 
     @torch.no_grad()
     def segments(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None, **_: Any
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, pixel_values: Tensor | None = None, **rest: Any
     ) -> Tensor:
         """What each column of `hidden_states` and `attentions` holds, for the inputs of a call.
 
@@ -40,18 +41,16 @@ class M2PTModel(RootTuner):
             (B, S) of `mmpt.m2pt.layout` PAD, TEXTUAL, VISUAL, IMAGE, TEXT (0 to 4).
         """
         layer = self.layer
-        is_image = layer.backbone.image_mask(input_ids, None)
-        images = 0 if pixel_values is None else len(pixel_values)
-        is_image = is_image & (images > 0)
-        lengths = [int(is_image.sum()) // images] * images if images else []
+        is_image = layer.backbone.image_mask(input_ids, None) & (pixel_values is not None)
+        lengths = layer.hooks.lengths(rest | {"pixel_values": pixel_values})
         return layer.layout(layer.active, is_image, lengths, attention_mask).segments(is_image, attention_mask)
 
     # ---- injection ---------------------------------------------------------------------------------------------
 
     def _prepare_adapter_config(self, peft_config: M2PTConfig, model_config: dict) -> M2PTConfig:
         # PEFT looks for modules to replace; the projector stands for the one place per model.
-        host = find_backbone(self.model).host
-        self._place = next(name for name, module in self.model.named_modules() if module is host.multi_modal_projector)
+        projector = find_backbone(self.model).projector
+        self._place = next(name for name, module in self.model.named_modules() if module is projector)
         return peft_config
 
     def _check_target_module_exists(self, peft_config: M2PTConfig, key: str) -> bool:

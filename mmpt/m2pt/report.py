@@ -46,17 +46,16 @@ def parameter_report(model: nn.Module, config: M2PTConfig) -> ParameterReport:
     """What `config` tunes on `model`, by formula; nothing is added to the model.
 
     Args:
-        model: a LLaVA model, with or without adapters; the meta device will do.
+        model: a model of one of the families of hosts.py, with or without adapters; the meta device will do.
         config: the configuration to count.
 
     Raises:
         ValueError: `config` does not fit `model`.
     """
     backbone = find_backbone(model)
-    host = backbone.host
-    projector = getattr(host.multi_modal_projector, "base_layer", host.multi_modal_projector)
+    projector = getattr(backbone.projector, "base_layer", backbone.projector)
     head = getattr(backbone.generator, "lm_head", None)
-    parts = [host.language_model, host.vision_tower] + ([] if head is None else [head])
+    parts = [backbone.llm, backbone.tower] + ([] if head is None else [head])
     # A tied head is the embedding over again, so count each tensor once.
     weights = {id(p): p.numel() for part in parts for p in part.parameters()}
     return ParameterReport(

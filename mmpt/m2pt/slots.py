@@ -12,8 +12,8 @@ from transformers import Cache
 
 from mmpt.m2pt.layout import Layout
 
-CALL = "m2pt_call"  # keyword argument that carries a `Call` from LlavaModel to the LLM's blocks
-SLOTS = "m2pt_slots"  # attribute of a KV cache that holds its `CacheSlots`
+CALL = "m2pt_call"  # keyword argument that carries a `Call` from the host to the LLM's blocks
+SLOTS = "m2pt_slots"  # attribute: of a KV cache its `CacheSlots`; of the tower's output the slots cut off it
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from tiny_hosts import make_host
 
 import mmpt
+from mmpt.errors import InputError
 from mmpt.explain.segments import SEGMENTS, Segments, encode, segments, vision_segments
 from mmpt.scenes import make_scene
 
@@ -35,16 +37,16 @@ def picture(size=64):
 
 
 def inner_inputs(backbone, batch):
-    """The inputs of the first LLM layer (T, D) and of the projector's output (n, D) in one call."""
+    """Inputs of the first LLM layer (T, D), features of the picture (n, D), output of the last tower layer (N, D)."""
     seen = {}
     host = backbone.model.model if not hasattr(backbone.model, "base_model") else backbone.model.get_base_model().model
     handles = [
         host.language_model.layers[0].register_forward_pre_hook(lambda m, args: seen.update(llm=args[0][0])),
-        host.multi_modal_projector.register_forward_hook(lambda m, args, out: seen.update(features=out[0])),
-        host.vision_tower.register_forward_hook(lambda m, args, out: seen.update(tower=out.last_hidden_state[0])),
+        host.vision_tower.encoder.layers[-1].register_forward_hook(lambda m, args, out: seen.update(tower=out[0])),
     ]
     with torch.no_grad():
         backbone.model(**{k: v for k, v in batch.items() if k != "labels"})
+        seen["features"] = host.get_image_features(pixel_values=batch["pixel_values"]).pooler_output[0]
     for handle in handles:
         handle.remove()
     return seen
@@ -61,7 +63,7 @@ def test_every_position_holds_what_it_is_said_to_hold(fields, answer):
     settings = layer.settings["default"]
     assert len(found) == len(found.labels) == len(found.input_index) == len(seen["llm"])
 
-    in_llm = torch.cat([found.where("visual"), found.where("patch")])  # the projector gives prompts first
+    in_llm = torch.cat([found.where("visual"), found.where("patch")])  # prompts come first
     torch.testing.assert_close(seen["llm"][in_llm], seen["features"])
     assert len(found.where("visual")) == settings.extra_tokens
     assert len(found.where("textual")) == settings.config.num_textual_prompts
@@ -126,6 +128,14 @@ def test_the_layers_that_overwrite_the_slots(fields, textual, visual):
     backbone = tuned(**fields)
     assert segments(backbone, picture(), QUESTION).written == textual
     assert vision_segments(backbone, picture()).written == visual
+
+
+def test_other_families_are_refused():
+    backbone = helpers.tiny_backbone()
+    backbone.model = make_host("llava_next")
+    for view in (lambda: segments(backbone, picture(), QUESTION), lambda: vision_segments(backbone, picture())):
+        with pytest.raises(InputError, match="which LLaVA-NeXT crops, joins or looks at in its own way"):
+            view()
 
 
 def test_the_tower_ends_with_its_slots():

@@ -1,0 +1,116 @@
+"""A model and its processor from a folder or the hub, and what can go wrong, said before anything large comes over."""
+
+from typing import Any
+
+import torch
+from accelerate.utils import get_max_memory
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from peft.tuners.tuners_utils import NoMatchingPeftModuleError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from mmpt.errors import InputError
+from mmpt.m2pt.backbone import find_backbone
+
+BITS = {"4bit": 4, "8bit": 8}
+OPTIONS = {"4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
+APART = [".*vision_tower", ".*vision_model", ".*multi_modal_projector", ".*connector", "lm_head"]  # never in few bits
+
+
+def load_pretrained(
+    name: str, dtype: torch.dtype, device: torch.device, quantize: str | None = None, device_map: Any = None
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """The model `name`, a folder or a hub id, of one of the families of mmpt/m2pt/hosts.py, and its processor.
+
+    Args:
+        dtype: of the weights, but for those that `quantize` ("4bit" or "8bit") holds in fewer bits.
+        device: where all of it goes, unless `device_map` (transformers' own argument, such as "auto") spreads it.
+
+    Raises:
+        InputError: it is unknown, gated, of no such family, or larger than the free memory.
+    """
+    try:
+        outline = _outline(name)
+        _check_memory(name, outline, dtype, device, quantize, device_map)
+        options = {"device_map": device if device_map is None else device_map}
+        if quantize:
+            options["quantization_config"] = BitsAndBytesConfig(
+                **OPTIONS[quantize], bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=APART
+            )
+        model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **options)
+        return model, AutoProcessor.from_pretrained(name)
+    except InputError:
+        raise
+    except ImportError as error:
+        if "bitsandbytes" in str(error):
+            raise InputError("Quantized weights need bitsandbytes: pip install bitsandbytes.") from error
+        raise InputError(_reason(name, error)) from error
+    except NoMatchingPeftModuleError as error:
+        raise InputError(f"The backbone {name!r} is of no kind that can be tuned here: {error}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(_reason(name, error)) from error
+
+
+def _outline(name: str) -> PreTrainedModel:
+    """The model without weights, made from its configuration alone."""
+    config = AutoConfig.from_pretrained(name)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise InputError(
+            f"The backbone {name!r} is a {config.model_type!r}, which does not answer about pictures; give a model "
+            "such as llava-hf/llava-1.5-7b-hf."
+        )
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    find_backbone(model)
+    return model
+
+
+def weights_size(model: PreTrainedModel, dtype: torch.dtype, quantize: str | None = None) -> int:
+    """Bytes that the weights of `model`, which may be on the meta device, take once loaded."""
+    llm = find_backbone(model).llm
+    few = {id(m.weight) for m in llm.modules() if quantize and isinstance(m, nn.Linear)}
+    return sum(
+        p.numel() * BITS[quantize] // 8 if id(p) in few else p.numel() * dtype.itemsize for p in model.parameters()
+    )
+
+
+def _check_memory(name, model, dtype, device, quantize, device_map):
+    free = get_max_memory()
+    alone = free.get(device.index or 0 if device.type == "cuda" else device.type, sum(free.values()))
+    have, needed = sum(free.values()) if device_map else alone, weights_size(model, dtype, quantize)
+    if needed <= have:
+        return
+    fewer = {} if quantize else {kind: weights_size(model, dtype, kind) for kind in BITS}
+    ways = [f'quantize="{kind}" ({_gib(size)})' for kind, size in fewer.items() if size <= have]
+    ways += ['device_map="auto"'] * (device_map is None and needed <= sum(free.values()))
+    how, where = quantize or str(dtype).removeprefix("torch."), "all devices together" if device_map else device
+    raise InputError(
+        f"The weights of {name!r} take {_gib(needed)} in {how}, and {_gib(have)} are free on {where}: "
+        f"{'give ' + ' or '.join(ways) if ways else 'take a smaller model'}."
+    )
+
+
+def _gib(size):
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _reason(name, error):
+    if isinstance(error.__cause__, GatedRepoError):
+        return (
+            f"The backbone {name!r} is gated: accept its terms at https://huggingface.co/{name}, then sign in with "
+            "`hf auth login`."
+        )
+    if isinstance(error.__cause__, RepositoryNotFoundError):
+        return f"The hub knows no model {name!r}, or it is private: check its name, or sign in with `hf auth login`."
+    first = str(error).strip().splitlines()[0]
+    return (
+        f'The backbone {name!r} could not be loaded ({first}); give "tiny", a folder with a multimodal LLM and '
+        "its processor, or a hub id while the hub can be reached."
+    )
