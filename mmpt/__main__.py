@@ -58,7 +58,7 @@ def evaluate(args):
 
     if args.json:
         check_writable(args.json)
-    result = evaluate(_load(args), args.suite, limit=args.limit) | {"adapter": args.adapter}
+    result = evaluate(_load(args), args.suite, limit=args.limit, data=args.data) | {"adapter": args.adapter}
     print(render(result))
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
@@ -199,8 +199,9 @@ def parser():
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
-    sub = command(evaluate, "Measure on fresh scenes.", adapter="none")
-    sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot suites) or one of those")
+    sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.", adapter="none")
+    sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot), one of those, or mme, pope, …")
+    sub.add_argument("--data", metavar="FOLDER", help="copy of the benchmark (default: from the hub)")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
 

@@ -7,7 +7,6 @@ are seen from the file's folder.
 
 import json
 import random
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 
 from mmpt.ask import open_picture
 from mmpt.errors import InputError
-from mmpt.files import read_text
+from mmpt.files import field, read_json, read_text, tell_broken
 from mmpt.scenes import SEEDS, Scene, make_scene
 from mmpt.tasks import ask_about
 
@@ -82,9 +81,8 @@ def own_examples(config, tell: bool = True) -> list[Example]:
     if config.data is None:
         return []
     examples, problems = read_examples(config.data, config.turns)
-    if problems and tell:
-        shown = "\n".join(problems[:5]) + ("\n…" if len(problems) > 5 else "")
-        print(f"{len(problems)} row(s) cannot be used and are left out:\n{shown}", file=sys.stderr)
+    if tell:
+        tell_broken(problems)
     return examples
 
 
@@ -129,10 +127,7 @@ def _order(n, seed, epoch):
 
 
 def _objects(file):
-    try:
-        rows = json.loads(read_text(file, _WANTED))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is no JSON ({error}); give {_WANTED}.") from None
+    rows = read_json(file, _WANTED)
     if not isinstance(rows, list):
         raise InputError(f"{file} holds no list; give {_WANTED}.")
     return rows
@@ -143,12 +138,12 @@ def _line(text):
         row = json.loads(text)
     except json.JSONDecodeError:
         row = None
-    image, question, answer = (_text(row, name) for name in ("image", "question", "answer"))
+    image, question, answer = (field(row, name) for name in ("image", "question", "answer"))
     return image, [(question, answer)]
 
 
 def _conversation(row):
-    image, said = _text(row, "image"), row.get("conversations")
+    image, said = field(row, "image"), row.get("conversations")
     said = [(part.get("from"), part.get("value")) for part in said] if isinstance(said, list) else []
     speakers, texts = [speaker for speaker, _ in said], [text for _, text in said]
     if not said or speakers != ["human", "gpt"] * (len(said) // 2) or not all(isinstance(t, str) for t in texts):
@@ -158,10 +153,3 @@ def _conversation(row):
     if not all(questions + answers):
         raise InputError("a question or an answer is empty.")
     return image, list(zip(questions, answers))
-
-
-def _text(row, name):
-    value = row.get(name) if isinstance(row, dict) else None
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name} is {value!r}; give a text." if isinstance(row, dict) else "it is no JSON object.")
-    return value.strip()

@@ -36,10 +36,12 @@ class Answered:
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:
-    """A strict parser: exactly one of `words` stands in the text, as a whole word, in whatever case."""
+    """A strict parser: exactly one of `words` stands in the text, as a whole word (or words), in whatever case."""
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
 
     def parse(text):
-        found = set(re.findall(r"\w+", text.lower())) & set(words)
+        found = set(pattern.findall(text.lower()))
         return found.pop() if len(found) == 1 else None
 
     return parse
@@ -205,6 +207,15 @@ def _best_constant(metric, rows):
     return max(candidates, key=lambda figures: next(iter(figures.values())))
 
 
+def check(metric: Metric, row: Answered) -> None:
+    """InputError if the true answer or the group is none that the metric knows."""
+    for answer in row.answers:
+        if metric.labels and answer.strip().lower() not in metric.labels:
+            raise InputError(f"The true answer of {row.id!r} is {answer!r}; it is one of {', '.join(metric.labels)}.")
+    if metric.groups and row.group not in metric.groups:
+        raise InputError(f"{row.id!r} belongs to {row.group!r}; there are {', '.join(metric.groups)}.")
+
+
 def _checked(metric, rows):
     """Rows with their true answers in lower case, as parsers give them."""
     if not rows:
@@ -214,13 +225,7 @@ def _checked(metric, rows):
     if twice:
         raise InputError(f"The id {twice[0]!r} comes twice; give every question an id of its own.")
     for row in rows:
-        for answer in row.answers:
-            if metric.labels and answer not in metric.labels:
-                raise InputError(
-                    f"The true answer of {row.id!r} is {answer!r}; it is one of {', '.join(metric.labels)}."
-                )
-        if metric.groups and row.group not in metric.groups:
-            raise InputError(f"{row.id!r} belongs to {row.group!r}; there are {', '.join(metric.groups)}.")
+        check(metric, row)
     if metric.figures is mme:
         for (group, picture), n in Counter((row.group, row.picture) for row in rows).items():
             if n != 2:
