@@ -3,13 +3,13 @@
 An answer that the parser cannot read is wrong and is counted as unparsed. Predictions belong to questions by id.
 """
 
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmpt.bootstrap import bootstrap
 from mmpt.errors import InputError
 from mmpt.files import read_jsonl, read_text
 from mmpt.vqa import normalise, soft_accuracy
@@ -67,13 +67,24 @@ def exact(text: str) -> str | None:
 # --- figures: rows of (Answered, parsed prediction) → name → per cent, the chief figure first ---
 
 
+def _right(row, parsed):
+    return float(parsed in row.answers)
+
+
+def _partly_right(row, parsed):
+    return soft_accuracy(parsed or "", row.answers)
+
+
 def accuracy(rows) -> dict[str, float]:
-    return {"accuracy": 100 * _mean(parsed in row.answers for row, parsed in rows)}
+    return {"accuracy": 100 * _mean(_right(row, parsed) for row, parsed in rows)}
 
 
 def vqa(rows) -> dict[str, float]:
     """Soft accuracy over ten human answers (VQAv2; Text-VQA likewise)."""
-    return {"accuracy": 100 * _mean(soft_accuracy(parsed or "", row.answers) for row, parsed in rows)}
+    return {"accuracy": 100 * _mean(_partly_right(row, parsed) for row, parsed in rows)}
+
+
+_MARKS = {accuracy: _right, vqa: _partly_right}  # figures that are the mean of a mark on each row
 
 
 def mme(rows) -> dict[str, float]:
@@ -173,32 +184,11 @@ def score(
         "parser": parser,
         "unparsed": 100 * _mean(answer is None for _, answer in parsed),
         "figures": metric.figures(parsed),
-        "interval": bootstrap(metric.figures, parsed, draws, seed),
+        "interval": bootstrap(metric.figures, parsed, draws, seed, _MARKS.get(metric.figures)),
         "chance": _best_constant(metric, rows),
         "draws": draws,
         "seed": seed,
     }
-
-
-def bootstrap(figures, rows, draws: int, seed: int) -> dict[str, list[float]]:
-    """95 % percentile intervals of each figure, from `draws` samples of the questions with replacement.
-
-    Questions on one picture of MME stay together; each group keeps its number of questions.
-    """
-    units = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        units[row[0].group][row[0].picture or row[0].id].append(row)
-    strata = [list(stratum.values()) for stratum in units.values()]
-    rng, samples = random.Random(seed), defaultdict(list)
-    for _ in range(draws):
-        drawn = []
-        for stratum in strata:
-            for i, unit in enumerate(rng.choices(stratum, k=len(stratum))):
-                drawn += [(replace(row, picture=str(i)), parsed) for row, parsed in unit] if len(unit) > 1 else unit
-        for name, value in figures(drawn).items():
-            samples[name].append(value)
-    low, high = int(0.025 * draws), int(0.975 * draws)
-    return {name: [sorted(values)[low], sorted(values)[high]] for name, values in samples.items()}
 
 
 def _best_constant(metric, rows):
