@@ -184,7 +184,8 @@ def parser():
     sub.add_argument(
         "--data",
         metavar="FOLDER|FILE.json",
-        help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's JSON (default: scenes)",
+        help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's or Vision-Flan's JSON "
+        "(default: scenes)",
     )
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="kinds of questions on scenes (default: all 37)")
     sub.add_argument("--start", metavar="ADAPTER", help="go on tuning from a shipped adapter or a folder")

@@ -12,16 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value, load_dataset
 from PIL import Image as Pillow
 
 from mmpt import evaluate as module
-from mmpt.benchmarks import BENCHMARKS
+from mmpt.benchmarks import BENCHMARKS, windows
 from mmpt.benchmarks.classes import CIFAR_100
+from mmpt.benchmarks.rows import Row
 from mmpt.benchmarks.vqa import BRIEFLY
 from mmpt.errors import InputError
 from mmpt.scoring import COGNITION, PERCEPTION
-from mmpt.suites import ASKED
+from mmpt.suites import ASKED, SuiteQuestion
 
 RGB = {"red": (250, 10, 10), "green": (10, 250, 10), "blue": (10, 10, 250)}
 BACKBONE = SimpleNamespace(name="table", model=SimpleNamespace(device=torch.device("cpu")))
@@ -312,6 +313,60 @@ def test_open_questions_of_the_hub(tmp_path, answer):
     copy(tmp_path / "g" / "testdev_balanced_instructions", "testdev", columns, **dict.fromkeys(columns, TEXT))
     result = answer("gqa", tmp_path / "g", {("red", "What?"): "Cup"})
     assert result["figures"]["accuracy"] == 100 and "row 2: there is no picture n2" in result["problems"][0]
+
+
+def test_a_stream(tmp_path, answer, monkeypatch):
+    columns = {"question_id": ["OCR/1.jpg"] * 2, "question": ["A?", "B?"], "answer": ["Yes", "No"],
+               "category": ["OCR"] * 2, "image": [{"bytes": png("red")}] * 2}  # fmt: skip
+    copy(tmp_path, "test", columns, **YES_NO_COLUMNS)
+    files, asked = str(next(tmp_path.glob("*.parquet"))), []
+    stream = load_dataset("parquet", data_files=files, split="train", streaming=True)
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: asked.append((args, options)) or stream)
+    result = answer("mme", None, {("red", "A?"): "yes", ("red", "B?"): "no"})
+    assert asked == [(("lmms-lab/MME", None), {"split": "test", "streaming": True})]
+    assert result["source"] == "lmms-lab/MME" and result["figures"]["OCR"] == 200 and result["broken"] == 0
+
+    def breaks_off(decoded):
+        yield from ()
+        raise ConnectionError("it broke off\nsomewhere")
+
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: SimpleNamespace(decode=breaks_off))
+    with pytest.raises(InputError, match=r"ylecun/mnist cannot be read from the hub \(it broke off\); go online, or"):
+        answer("mnist", None, {})
+
+
+def test_vsr_of_the_hub_has_links(answer, monkeypatch):
+    coco = "http://images.cocodataset.org/train2017/{}.jpg".format
+    row = {"image": "1.jpg", "image_link": coco(1), "caption": "It is so.", "label": 1}
+    rows = [row, row | {"image": "2.jpg", "image_link": coco(2)}, row | {"image": "3.jpg", "image_link": "file:///x"}]
+
+    def urlopen(link, timeout):
+        if link != coco(1):
+            raise OSError("not found")
+        return io.BytesIO(png("green"))
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    stream = SimpleNamespace(decode=lambda decoded: iter(rows))
+    monkeypatch.setattr("datasets.load_dataset", lambda *args, **options: stream)
+    result = answer("vsr", None, {("green", ASKED["vsr"].format("It is so.")): "true"})
+    assert result["n"] == 1 and result["figures"]["accuracy"] == 100
+    assert result["problems"] == [f"vsr-2: {coco(2)} cannot be fetched (not found).",
+                                  "vsr-3: file:///x is no link to http://images.cocodataset.org/."]  # fmt: skip
+
+
+def test_pictures_are_read_window_by_window():
+    """Of many rows only two windows are ever begun ahead of the answers; one picture is read once a window."""
+    read = []
+
+    def rows():
+        for i in range(100):
+            question = SuiteQuestion(str(i), f"p{i // 2}", "?", ("yes",))
+            yield Row(question, lambda i=i: read.append(i) or Pillow.new("RGB", (1, 1)))
+
+    for number, (questions, pictures) in enumerate(windows(rows(), 10, []), 1):
+        assert [q.id for q in questions] == [str(i) for i in range(10 * number - 10, 10 * number)]
+        assert len(pictures) == 5 and len(read) <= 5 * (number + 1)
+    assert len(read) == 50
 
 
 # --- what cannot be used ---
