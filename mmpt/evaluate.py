@@ -24,7 +24,6 @@ from mmpt.tasks import TASKS, correct
 from mmpt.tiny.describe import QUESTION, compare
 
 OWN = {"base": 500, "tasks": 40}  # scenes; questions a task
-WINDOW = 4  # batches of a benchmark's questions that are held with their pictures
 
 
 def evaluate(
@@ -125,12 +124,12 @@ def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) ->
 
 
 def benchmark(backbone, name: str, data: str | Path | None = None, limit: int | None = None, batch: int = 16) -> dict:
-    """One benchmark itself, scored; see `evaluate`. A few batches of its questions are in memory at a time."""
+    """One benchmark itself, scored; see `evaluate`. Two batches of pictures are in memory at a time."""
     bench, problems, questions, found = BENCHMARKS[name], [], [], []
     source = bench.repository if data is None else str(data)
     rows = bench.usable(bench.rows(data), limit, problems)
     with tqdm(desc="answering", unit="question", delay=0.01) as progress:  # not before there is one
-        for some, pictures in windows(rows, WINDOW * batch, problems):
+        for some, pictures in windows(rows, batch, problems):
             questions += some
             found += _choices_and_answers(backbone, some, pictures, batch, progress)
     if bench.metric == "mme":  # pairs, of which one question may be broken
