@@ -46,6 +46,6 @@ def _means(mark, strata):
 
     def sample(rng):
         total, n = sum(tally[rng.choices(range(len(tally)), k=len(tally))].sum(0) for tally in tallies)
-        return {"accuracy": 100 * total / n}
+        return {"accuracy": float(100 * total / n)}
 
     return sample
