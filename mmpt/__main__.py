@@ -58,7 +58,7 @@ def evaluate(args):
 
     if args.json:
         check_writable(args.json)
-    result = evaluate(_load(args), args.suite, limit=args.limit) | {"adapter": args.adapter}
+    result = evaluate(_load(args), args.suite, limit=args.limit, data=args.data) | {"adapter": args.adapter}
     print(render(result))
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
@@ -184,7 +184,8 @@ def parser():
     sub.add_argument(
         "--data",
         metavar="FOLDER|FILE.json",
-        help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's JSON (default: scenes)",
+        help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's or Vision-Flan's JSON "
+        "(default: scenes)",
     )
     sub.add_argument("--tasks", nargs="+", metavar="TASK", help="kinds of questions on scenes (default: all 37)")
     sub.add_argument("--start", metavar="ADAPTER", help="go on tuning from a shipped adapter or a folder")
@@ -199,8 +200,9 @@ def parser():
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
-    sub = command(evaluate, "Measure on fresh scenes.", adapter="none")
-    sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot suites) or one of those")
+    sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.", adapter="none")
+    sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot), one of those, or mme, pope, …")
+    sub.add_argument("--data", metavar="FOLDER", help="copy of the benchmark (default: from the hub)")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
 

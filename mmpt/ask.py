@@ -3,6 +3,7 @@
 import json
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageOps
 from tqdm import tqdm
@@ -30,23 +31,37 @@ def open_picture(path: str | Path) -> Image.Image:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise InputError(f"{path} has {size / 2**20:.0f} MiB; give a picture of at most {MAX_BYTES >> 20} MiB.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's: what can be read is read, what is too large is refused here
-            with Image.open(path, formats=FORMATS) as picture:
-                width, height = picture.size
-                if width * height > MAX_PIXELS:
-                    raise InputError(
-                        f"{path} has {width} × {height} pixels; give one of at most {MAX_PIXELS // 10**6} megapixels."
-                    )
-                return to_rgb(picture)
     except InputError:
         raise
     except FileNotFoundError:
         raise InputError(f"There is no file {path}; give the path of a picture.") from None
+    except (OSError, ValueError) as error:  # no right to look, or no possible name
+        raise InputError(f"{path} cannot be read as a picture ({error}); give another file.") from error
+    return decode_picture(path, path)
+
+
+def decode_picture(file: Path | BinaryIO, name) -> Image.Image:
+    """The same of a file, or of bytes that came as part of a data set; `name` tells which in messages.
+
+    Raises:
+        InputError: not a picture, broken, empty, above `MAX_PIXELS`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow's: what can be read is read, what is too large is refused here
+            with Image.open(file, formats=FORMATS) as picture:
+                width, height = picture.size
+                if width * height > MAX_PIXELS:
+                    raise InputError(
+                        f"{name} has {width} × {height} pixels; give one of at most {MAX_PIXELS // 10**6} megapixels."
+                    )
+                return to_rgb(picture)
+    except InputError:
+        raise
     except Image.DecompressionBombError:
-        raise InputError(f"{path} is too large; give one of at most {MAX_PIXELS // 10**6} megapixels.") from None
+        raise InputError(f"{name} is too large; give one of at most {MAX_PIXELS // 10**6} megapixels.") from None
     except Exception as error:  # decoders raise whatever a broken file leads them to
-        raise InputError(f"{path} cannot be read as a picture; give a whole {', '.join(FORMATS)} file.") from error
+        raise InputError(f"{name} cannot be read as a picture; give a whole {', '.join(FORMATS)} file.") from error
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

@@ -1,14 +1,15 @@
 """What is tuned on: scenes with their tasks, or pictures, questions and answers of one's own.
 
 One's own come in two formats: a folder with pictures and one JSONL file (image, question, answer a line), and LLaVA's
-JSON (a list of objects with image and conversations, turns "from" "human" and "gpt" in alternation). Paths of pictures
-are seen from the file's folder.
+JSON (a list of objects with image and conversations, turns "from" "human" and "gpt" in alternation, perhaps after
+"system"), which is Vision-Flan's too. Paths of pictures are seen from the file's folder; what is not there is looked
+for in the folders beside the file (Vision-Flan's images_191task_1k).
 """
 
 import json
 import random
-import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mmpt.ask import open_picture
 from mmpt.errors import InputError
-from mmpt.files import read_text
+from mmpt.files import field, read_json, read_text, tell_broken
 from mmpt.scenes import SEEDS, Scene, make_scene
 from mmpt.tasks import ask_about
 
@@ -42,7 +43,8 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
     """What can be tuned on in `source`, and a sentence on each row that cannot.
 
     Lines of a JSONL file on the same picture become turns of one conversation, `turns` at a time; LLaVA's
-    conversations stay whole. Every picture is decoded once, so that a broken one is found before the work.
+    conversations stay whole. Every picture is decoded once, by a few threads, so that a broken one is found before the
+    work.
 
     Raises:
         InputError: no such file or folder, or nothing in it can be used.
@@ -57,16 +59,22 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
         parse, rows = _conversation, _objects(source)
     else:
         raise InputError(f"There is nothing to tune on at {source}; give {_WANTED}.")
-    examples, said, problems = [], {}, []
-    for number, row in enumerate(tqdm(rows, desc="reading", unit="row", disable=len(rows) < 1000), 1):
+    beside = sorted(path for path in source.parent.iterdir() if path.is_dir())
+    found, problems = {}, {}
+    for number, row in enumerate(rows, 1):
         try:
             image, conversation = parse(row)
-            path = source.parent / image
-            if path not in said:
-                open_picture(path)
-            said.setdefault(path, []).append(conversation)
+            found[number] = _place(source.parent, beside, image), conversation
         except InputError as error:
-            problems.append(f"{source.name}, row {number}: {error}")
+            problems[number] = str(error)
+    broken = _broken({path for path, _ in found.values()})
+    examples, said = [], {}
+    for number, (path, conversation) in found.items():
+        if path in broken:
+            problems[number] = broken[path]
+        else:
+            said.setdefault(path, []).append(conversation)
+    problems = [f"{source.name}, row {number}: {problem}" for number, problem in sorted(problems.items())]
     for path, conversations in said.items():
         if parse is _line:
             single = [turn for conversation in conversations for turn in conversation]
@@ -82,9 +90,8 @@ def own_examples(config, tell: bool = True) -> list[Example]:
     if config.data is None:
         return []
     examples, problems = read_examples(config.data, config.turns)
-    if problems and tell:
-        shown = "\n".join(problems[:5]) + ("\n…" if len(problems) > 5 else "")
-        print(f"{len(problems)} row(s) cannot be used and are left out:\n{shown}", file=sys.stderr)
+    if tell:
+        tell_broken(problems)
     return examples
 
 
@@ -129,13 +136,35 @@ def _order(n, seed, epoch):
 
 
 def _objects(file):
-    try:
-        rows = json.loads(read_text(file, _WANTED))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file} is no JSON ({error}); give {_WANTED}.") from None
+    rows = read_json(file, _WANTED)
     if not isinstance(rows, list):
         raise InputError(f"{file} holds no list; give {_WANTED}.")
     return rows
+
+
+def _place(folder, beside, image):
+    """Where the picture `image` is: in `folder`, else in just one of the folders `beside`."""
+    if (folder / image).exists():
+        return folder / image
+    places = [other / image for other in beside if (other / image).exists()]
+    if len(places) > 1:
+        raise InputError(f"{image} is in {places[0].parent} and in {places[1].parent}; leave one of them.")
+    return places[0] if places else folder / image
+
+
+def _broken(paths):
+    """Those of the pictures that cannot be decoded, each with the reason."""
+
+    def reason(path):
+        try:
+            open_picture(path)
+        except InputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        paths = sorted(paths)
+        reasons = tqdm(pool.map(reason, paths), "reading", len(paths), unit="picture", disable=len(paths) < 1000)
+        return {path: why for path, why in zip(paths, reasons) if why}
 
 
 def _line(text):
@@ -143,25 +172,23 @@ def _line(text):
         row = json.loads(text)
     except json.JSONDecodeError:
         row = None
-    image, question, answer = (_text(row, name) for name in ("image", "question", "answer"))
+    image, question, answer = (field(row, name) for name in ("image", "question", "answer"))
     return image, [(question, answer)]
 
 
 def _conversation(row):
-    image, said = _text(row, "image"), row.get("conversations")
-    said = [(part.get("from"), part.get("value")) for part in said] if isinstance(said, list) else []
+    if isinstance(row, dict) and "image" not in row:
+        raise InputError("it has no image, and text alone is not tuned on.")
+    image, said = field(row, "image"), field(row, "conversations", list)
+    said = [(part.get("from"), part.get("value")) for part in said if isinstance(part, dict)]
+    system = said.pop(0)[1] if said and said[0][0] == "system" else ""
     speakers, texts = [speaker for speaker, _ in said], [text for _, text in said]
-    if not said or speakers != ["human", "gpt"] * (len(said) // 2) or not all(isinstance(t, str) for t in texts):
+    right = said and speakers == ["human", "gpt"] * (len(said) // 2)
+    if not right or not all(isinstance(text, str) for text in (system, *texts)):
         raise InputError('conversations must alternate "human" and "gpt", each with a text as value.')
     questions = [text.replace("<image>", "").strip() for text in texts[::2]]
     answers = [text.strip() for text in texts[1::2]]
     if not all(questions + answers):
         raise InputError("a question or an answer is empty.")
+    questions[0] = f"{system.strip()}\n{questions[0]}".strip()
     return image, list(zip(questions, answers))
-
-
-def _text(row, name):
-    value = row.get(name) if isinstance(row, dict) else None
-    if not isinstance(value, str) or not value.strip():
-        raise InputError(f"{name} is {value!r}; give a text." if isinstance(row, dict) else "it is no JSON object.")
-    return value.strip()

@@ -1,15 +1,20 @@
-"""Suites → figures: "base" (descriptions), "tasks" (the tuning tasks on fresh scenes) and the zero-shot suites."""
+"""Suites → figures: "base" (descriptions), "tasks" (the tuning tasks on fresh scenes), the zero-shot suites in
+miniature, and the benchmarks themselves (`mmpt.benchmarks`)."""
 
 import platform
 import random
 import time
 from collections import Counter, defaultdict
+from itertools import compress
+from pathlib import Path
 
 import torch
 import transformers
 from tqdm.auto import tqdm
 
+from mmpt.benchmarks import BENCHMARKS, windows
 from mmpt.errors import InputError
+from mmpt.files import tell_broken
 from mmpt.likelihood import likeliest
 from mmpt.reading import read
 from mmpt.scenes import SEEDS, make_scene
@@ -21,29 +26,39 @@ from mmpt.tiny.describe import QUESTION, compare
 OWN = {"base": 500, "tasks": 40}  # scenes; questions a task
 
 
-def evaluate(backbone, suite: str, *, limit: int | None = None, batch: int = 16) -> dict:
+def evaluate(
+    backbone, suite: str, *, limit: int | None = None, batch: int = 16, data: str | Path | None = None
+) -> dict:
     """Answer a suite's questions greedily and score them.
 
     Args:
-        suite: "base", "tasks", one of `mmpt.suites.SUITES`, or "mini" for all of those.
+        suite: "base", "tasks", one of `mmpt.suites.SUITES`, "mini" for all of those, or one of
+            `mmpt.benchmarks.BENCHMARKS`.
         limit: number of scenes ("base"), of questions a task ("tasks"; by default `OWN[suite]`), or of questions of
             each subtask or split of a zero-shot suite (by default all).
+        data: folder with a copy of the benchmark; by default it comes from the hub.
 
     Returns:
         dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
         "tasks": figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score` returns, for the
         generated answers, and for closed sets once more under "choice", for the option of greatest log-probability;
-        "mini": `suites` (name → that) and as figures the chief figure of each.
+        "mini": `suites` (name → that) and as figures the chief figure of each. Benchmarks: also `source`, `broken`
+        (the number of rows that could not be used) and `problems` (the first hundred of them, in words).
 
     Raises:
-        InputError: unknown suite, or a limit below 1.
+        InputError: unknown suite, a limit below 1, data of a suite that is drawn, or data that cannot be used.
     """
-    if suite not in (*OWN, *SUITES, "mini"):
-        raise InputError(f"There is no suite {suite!r}; choose one of {', '.join((*OWN, 'mini', *SUITES))}.")
+    known = (*OWN, "mini", *SUITES, *BENCHMARKS)
+    if suite not in known:
+        raise InputError(f"There is no suite {suite!r}; choose one of {', '.join(known)}.")
+    if data is not None and suite not in BENCHMARKS:
+        raise InputError(f"The suite {suite!r} is drawn; leave --data out, or choose one of {', '.join(BENCHMARKS)}.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give a number of at least 1, or leave it out.")
     start = time.time()
-    if suite in OWN:
+    if suite in BENCHMARKS:
+        result = benchmark(backbone, suite, data, limit, batch)
+    elif suite in OWN:
         result = (_base if suite == "base" else _tasks)(backbone, limit or OWN[suite], batch)
     else:
         result = _mini(backbone, limit, batch) if suite == "mini" else zero_shot(backbone, suite, limit, batch)
@@ -104,25 +119,53 @@ def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) ->
     """One zero-shot suite, scored; see `evaluate`."""
     suite, questions = SUITES[name], _limited(SUITES[name].questions(), limit)
     pictures = {q.seed: suite.picture(q.seed) for q in questions}
-    closed = bool(questions[0].options)
+    found = _choices_and_answers(backbone, questions, pictures, batch)
+    return {"seed": min(q.seed for q in questions)} | _scored(suite.metric, questions, found)
 
-    def choices_and_answers(rows):
+
+def benchmark(backbone, name: str, data: str | Path | None = None, limit: int | None = None, batch: int = 16) -> dict:
+    """One benchmark itself, scored; see `evaluate`. Two batches of pictures are in memory at a time."""
+    bench, problems, questions, found = BENCHMARKS[name], [], [], []
+    source = bench.repository if data is None else str(data)
+    rows = bench.usable(bench.rows(data), limit, problems)
+    with tqdm(desc="answering", unit="question", delay=0.01) as progress:  # not before there is one
+        for some, pictures in windows(rows, batch, problems):
+            questions += some
+            found += _choices_and_answers(backbone, some, pictures, batch, progress)
+    if bench.metric == "mme":  # pairs, of which one question may be broken
+        pairs = Counter((q.group, q.seed) for q in questions)
+        whole = [pairs[q.group, q.seed] == 2 for q in questions]
+        problems += [f"{q.id}: its fellow on the picture is missing." for q, ok in zip(questions, whole) if not ok]
+        questions, found = list(compress(questions, whole)), list(compress(found, whole))
+    if not questions:
+        raise InputError(f"Nothing of {source} can be used. {problems[0] if problems else 'It is empty.'}")
+    tell_broken(problems)
+    told = {"source": source, "broken": len(problems), "problems": problems[:100]}
+    return told | _scored(bench.metric, questions, found)
+
+
+def _choices_and_answers(backbone, questions, pictures, batch, progress=None):
+    """For each question its likeliest option, None where the set is open, and the generated answer."""
+
+    def answer(rows):
         some = [questions[i] for i in rows]
         reading = read(backbone, [pictures[q.seed] for q in some], [q.question for q in some])
-        chosen = likeliest(reading, [q.options for q in some]) if closed else [None] * len(some)
+        chosen = likeliest(reading, [q.options for q in some]) if some[0].options else [None] * len(some)
         return zip(chosen, reading.answer(max_new_tokens=16))
 
     # Questions on one picture go together, so that it is read once; then those of like length.
     shared = Counter(q.seed for q in questions)
-    order = [(q.seed if shared[q.seed] > 1 else 0, len(q.question)) for q in questions]
-    chosen, answers = zip(*_in_batches(choices_and_answers, order, batch))
+    order = [(str(q.seed) if shared[q.seed] > 1 else "", len(q.question)) for q in questions]
+    return _in_batches(answer, order, batch, progress)
 
+
+def _scored(metric, questions, found):
     def scored(predictions):
         rows = (Answered(q.id, p, q.answers, q.group, str(q.seed)) for q, p in zip(questions, predictions))
-        return score(suite.metric, list(rows))
+        return score(metric, list(rows))
 
-    result = {"seed": min(q.seed for q in questions)} | scored(answers)
-    return result | ({"choice": scored(chosen)} if closed else {})
+    chosen, answers = zip(*found)
+    return scored(answers) | ({"choice": scored(chosen)} if questions[0].options else {})
 
 
 def _mini(backbone, limit, batch):
@@ -151,14 +194,16 @@ def _answers(backbone, images, questions, batch, max_new_tokens):
     )
 
 
-def _in_batches(answer, keys, batch):
+def _in_batches(answer, keys, batch, progress=None):
     """What `answer(rows)` gives for all rows, which are taken in the order of `keys`."""
     order = sorted(range(len(keys)), key=keys.__getitem__)
     found = [None] * len(keys)
-    for start in tqdm(range(0, len(order), batch), desc="answering", unit="batch"):
+    progress = tqdm(total=len(keys), desc="answering", unit="question") if progress is None else progress
+    for start in range(0, len(order), batch):
         rows = order[start : start + batch]
         for i, value in zip(rows, answer(rows)):
             found[i] = value
+        progress.update(len(rows))
     return found
 
 
@@ -169,7 +214,10 @@ def _per_cent(figures):
 def render(result: dict) -> str:
     """A result as a table for the terminal."""
     chance = result.get("chance", {})
-    lines = [f"{result['suite']} on {result['backbone']}: {result['n']} questions, first seed {result['seed']}"]
+    origin = f"first seed {result['seed']}"
+    if "source" in result:
+        origin = f"from {result['source']}, {result['broken']} row(s) broken"
+    lines = [f"{result['suite']} on {result['backbone']}: {result['n']} questions, {origin}"]
     for name, value in result["figures"].items():
         lines.append(f"  {name:<32}{value:6.1f} %" + (f"   chance {chance[name]:5.1f} %" if name in chance else ""))
     lines.append(f"  {result['seconds']} s")

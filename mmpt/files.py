@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 from mmpt.errors import InputError
@@ -32,6 +33,34 @@ def read_jsonl(file: str | Path, fields: tuple[str, ...]) -> list[tuple[str, dic
     if not rows:
         raise InputError(f"{file} has no lines; write {wanted} on every line.")
     return rows
+
+
+def read_json(file: Path, wanted: str):
+    """A JSON file's content; InputError, naming what is `wanted`, where there is none."""
+    try:
+        return json.loads(read_text(file, wanted))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{file} is no JSON ({error}); give {wanted}.") from None
+
+
+_KINDS = {str: "a text", int: "a whole number", (int, str): "a text or number", list: "a list", dict: "an object"}
+
+
+def field(row, name: str, kind=str):
+    """A row's field, which must be of the type `kind` (a text also not empty); InputError if it is not."""
+    if not isinstance(row, dict):
+        raise InputError("it is no JSON object.")
+    value = row.get(name)
+    if not isinstance(value, kind) or (isinstance(value, str) and not value.strip()):
+        raise InputError(f"{name} is {value!r}; give {_KINDS[kind]}.")
+    return value.strip() if isinstance(value, str) else value
+
+
+def tell_broken(problems: list[str]) -> None:
+    """Rows that cannot be used, on stderr: how many, and why the first five cannot."""
+    if problems:
+        shown = "\n".join(problems[:5]) + ("\n…" if len(problems) > 5 else "")
+        print(f"{len(problems)} row(s) cannot be used and are left out:\n{shown}", file=sys.stderr)
 
 
 def read_text(file: Path, wanted: str) -> str:

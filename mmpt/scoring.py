@@ -3,13 +3,13 @@
 An answer that the parser cannot read is wrong and is counted as unparsed. Predictions belong to questions by id.
 """
 
-import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mmpt.bootstrap import bootstrap
 from mmpt.errors import InputError
 from mmpt.files import read_jsonl, read_text
 from mmpt.vqa import normalise, soft_accuracy
@@ -36,10 +36,12 @@ class Answered:
 
 
 def one_of(*words: str) -> Callable[[str], str | None]:
-    """A strict parser: exactly one of `words` stands in the text, as a whole word, in whatever case."""
+    """A strict parser: exactly one of `words` stands in the text, as a whole word (or words), in whatever case."""
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
 
     def parse(text):
-        found = set(re.findall(r"\w+", text.lower())) & set(words)
+        found = set(pattern.findall(text.lower()))
         return found.pop() if len(found) == 1 else None
 
     return parse
@@ -65,13 +67,24 @@ def exact(text: str) -> str | None:
 # --- figures: rows of (Answered, parsed prediction) → name → per cent, the chief figure first ---
 
 
+def _right(row, parsed):
+    return float(parsed in row.answers)
+
+
+def _partly_right(row, parsed):
+    return soft_accuracy(parsed or "", row.answers)
+
+
 def accuracy(rows) -> dict[str, float]:
-    return {"accuracy": 100 * _mean(parsed in row.answers for row, parsed in rows)}
+    return {"accuracy": 100 * _mean(_right(row, parsed) for row, parsed in rows)}
 
 
 def vqa(rows) -> dict[str, float]:
     """Soft accuracy over ten human answers (VQAv2; Text-VQA likewise)."""
-    return {"accuracy": 100 * _mean(soft_accuracy(parsed or "", row.answers) for row, parsed in rows)}
+    return {"accuracy": 100 * _mean(_partly_right(row, parsed) for row, parsed in rows)}
+
+
+_MARKS = {accuracy: _right, vqa: _partly_right}  # figures that are the mean of a mark on each row
 
 
 def mme(rows) -> dict[str, float]:
@@ -171,38 +184,26 @@ def score(
         "parser": parser,
         "unparsed": 100 * _mean(answer is None for _, answer in parsed),
         "figures": metric.figures(parsed),
-        "interval": bootstrap(metric.figures, parsed, draws, seed),
+        "interval": bootstrap(metric.figures, parsed, draws, seed, _MARKS.get(metric.figures)),
         "chance": _best_constant(metric, rows),
         "draws": draws,
         "seed": seed,
     }
 
 
-def bootstrap(figures, rows, draws: int, seed: int) -> dict[str, list[float]]:
-    """95 % percentile intervals of each figure, from `draws` samples of the questions with replacement.
-
-    Questions on one picture of MME stay together; each group keeps its number of questions.
-    """
-    units = defaultdict(lambda: defaultdict(list))
-    for row in rows:
-        units[row[0].group][row[0].picture or row[0].id].append(row)
-    strata = [list(stratum.values()) for stratum in units.values()]
-    rng, samples = random.Random(seed), defaultdict(list)
-    for _ in range(draws):
-        drawn = []
-        for stratum in strata:
-            for i, unit in enumerate(rng.choices(stratum, k=len(stratum))):
-                drawn += [(replace(row, picture=str(i)), parsed) for row, parsed in unit] if len(unit) > 1 else unit
-        for name, value in figures(drawn).items():
-            samples[name].append(value)
-    low, high = int(0.025 * draws), int(0.975 * draws)
-    return {name: [sorted(values)[low], sorted(values)[high]] for name, values in samples.items()}
-
-
 def _best_constant(metric, rows):
     common = Counter(answer for row in rows for answer in row.answers).most_common(5)
     candidates = [metric.figures([(row, answer) for row in rows]) for answer, _ in common]
     return max(candidates, key=lambda figures: next(iter(figures.values())))
+
+
+def check(metric: Metric, row: Answered) -> None:
+    """InputError if the true answer or the group is none that the metric knows."""
+    for answer in row.answers:
+        if metric.labels and answer.strip().lower() not in metric.labels:
+            raise InputError(f"The true answer of {row.id!r} is {answer!r}; it is one of {', '.join(metric.labels)}.")
+    if metric.groups and row.group not in metric.groups:
+        raise InputError(f"{row.id!r} belongs to {row.group!r}; there are {', '.join(metric.groups)}.")
 
 
 def _checked(metric, rows):
@@ -214,13 +215,7 @@ def _checked(metric, rows):
     if twice:
         raise InputError(f"The id {twice[0]!r} comes twice; give every question an id of its own.")
     for row in rows:
-        for answer in row.answers:
-            if metric.labels and answer not in metric.labels:
-                raise InputError(
-                    f"The true answer of {row.id!r} is {answer!r}; it is one of {', '.join(metric.labels)}."
-                )
-        if metric.groups and row.group not in metric.groups:
-            raise InputError(f"{row.id!r} belongs to {row.group!r}; there are {', '.join(metric.groups)}.")
+        check(metric, row)
     if metric.figures is mme:
         for (group, picture), n in Counter((row.group, row.picture) for row in rows).items():
             if n != 2:

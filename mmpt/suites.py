@@ -20,6 +20,16 @@ from mmpt.scoring import Metric, accuracy, one_of
 from mmpt.settled import absent, apart, clear_groups, no_text, pick, placed, single
 
 YES_NO = ("Yes", "No")
+TRUE_FALSE = ("True", "False")
+ENTAILMENT = ("entailment", "neutral", "contradiction")
+DIGITS = tuple("0123456789")
+ASKED = {  # how the miniature and the benchmark itself are asked alike
+    "vsr": "{} Is this statement true or false?",
+    "snli-ve": 'Sentence: "{}" Given the image, is it entailment, neutral or contradiction?',
+    "cifar-10": "To which class does the picture belong: {}?",
+    "cifar-100": "Classify the picture: what does it show? Answer with the class.",
+    "mnist": "Which handwritten digit is this?",
+}
 
 
 @dataclass(frozen=True)
@@ -27,7 +37,7 @@ class SuiteQuestion:
     """A question on the picture of `seed`. `options` are the answers of a closed set, () where the set is open."""
 
     id: str
-    seed: int
+    seed: int | str  # of the scene; of a benchmark itself: the picture's name
     question: str
     answers: tuple[str, ...]
     options: tuple[str, ...] = ()
@@ -115,11 +125,10 @@ def mini_vsr(first):
     for number, seed, ((a, b), axis, before) in _fitting(first, 400, find):
         true = number % 2 == 0
         relation = _RELATIONS[axis][before != true]
-        text = f"The {a.name} is {relation} the {b.name}. Is this statement true or false?"
-        yield SuiteQuestion(f"vsr-{number}", seed, text, ("True" if true else "False",), ("True", "False"))
+        text = ASKED["vsr"].format(f"The {a.name} is {relation} the {b.name}.")
+        yield SuiteQuestion(f"vsr-{number}", seed, text, ("True" if true else "False",), TRUE_FALSE)
 
 
-_LABELS = ("entailment", "neutral", "contradiction")
 _UNKNOWABLE = (
     "The {x} belongs to a child.", "The {x} was expensive.", "Somebody has just moved the {x}.",
     "The {x} is very old.", "The {x} was drawn on a Monday.", "Another {x} is behind the camera.",
@@ -153,11 +162,11 @@ def _hypothesis(scene, rng, label):
 
 @suite("mini-snli-ve", "SNLI-VE", "snli_ve")
 def mini_snli_ve(first):
-    text = 'Sentence: "{}" Given the image, is it entailment, neutral or contradiction?'
-    found = [_fitting(first + (i << 20), 134, partial(_hypothesis, label=label)) for i, label in enumerate(_LABELS)]
+    found = [_fitting(first + (i << 20), 134, partial(_hypothesis, label=label)) for i, label in enumerate(ENTAILMENT)]
     for parts in zip(*found):
-        for label, (number, seed, hypothesis) in zip(_LABELS, parts):
-            yield SuiteQuestion(f"snli-ve-{label}-{number}", seed, text.format(hypothesis), (label,), _LABELS)
+        for label, (number, seed, hypothesis) in zip(ENTAILMENT, parts):
+            text = ASKED["snli-ve"].format(hypothesis)
+            yield SuiteQuestion(f"snli-ve-{label}-{number}", seed, text, (label,), ENTAILMENT)
 
 
 CIFAR_10 = ("airplane", "car", "duck", "cat", "horse", "dog", "frog", "sheep", "boat", "truck")
@@ -193,12 +202,12 @@ def _cifar(first, name, classes, text):
 
 @suite("mini-cifar-10", "CIFAR-10", Metric(accuracy, {"strict": one_of(*CIFAR_10)}, CIFAR_10), _cifar_picture)
 def mini_cifar_10(first):
-    return _cifar(first, "cifar-10", CIFAR_10, f"To which class does the picture belong: {', '.join(CIFAR_10)}?")
+    return _cifar(first, "cifar-10", CIFAR_10, ASKED["cifar-10"].format(", ".join(CIFAR_10)))
 
 
 @suite("mini-cifar-100", "CIFAR-100", Metric(accuracy, {"strict": one_of(*CIFAR_100)}, CIFAR_100), _cifar_picture)
 def mini_cifar_100(first):
-    return _cifar(first, "cifar-100", CIFAR_100, "Classify the picture: what does it show? Answer with the class.")
+    return _cifar(first, "cifar-100", CIFAR_100, ASKED["cifar-100"])
 
 
 @cache
@@ -214,17 +223,14 @@ def _mnist_picture(seed: int) -> Image.Image:
     return Image.fromarray(ink.astype(np.uint8)).resize((112, 112), Image.Resampling.BICUBIC).convert("RGB")
 
 
-_DIGIT_NAMES = tuple("0123456789")
-
-
-@suite("mini-mnist", "MNIST", Metric(accuracy, {"strict": one_of(*_DIGIT_NAMES)}, _DIGIT_NAMES), _mnist_picture)
+@suite("mini-mnist", "MNIST", Metric(accuracy, {"strict": one_of(*DIGITS)}, DIGITS), _mnist_picture)
 def mini_mnist(first):
-    wanted = Counter({label: 40 for label in _DIGIT_NAMES})
+    wanted = Counter({label: 40 for label in DIGITS})
     for i in random.Random(0).sample(range(len(_digits().target)), len(_digits().target)):
         label = str(_digits().target[i])
         if wanted[label] > 0:
             wanted[label] -= 1
-            yield SuiteQuestion(f"mnist-{i}", i, "Which handwritten digit is this?", (label,), _DIGIT_NAMES)
+            yield SuiteQuestion(f"mnist-{i}", i, ASKED["mnist"], (label,), DIGITS)
 
 
 @suite("mini-pope", "POPE", "pope")

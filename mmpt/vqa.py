@@ -1,6 +1,7 @@
 """The soft accuracy of VQAv2 (Antol et al., 2015; rules of the official `vqaEval.py`) and how it reads answers."""
 
 import re
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBERS = {word: str(i) for i, word in enumerate("zero one two three four five six seven eight nine ten".split())}
@@ -26,6 +27,7 @@ _CONTRACTIONS = (
 )
 
 
+@lru_cache(maxsize=1 << 16)  # people's answers are few, and each is compared again and again
 def normalise(text: str) -> str:
     """An answer as VQA compares it.
 

@@ -51,6 +51,46 @@ def test_llava_json(folder):
     assert examples == [Example(folder / "a.png", turns), Example(folder / "b.png", turns)]
 
 
+def test_vision_flan(tmp_path):
+    """Its JSON and, beside it, what its archive unpacks to; ids are shared by many rows of a task."""
+    (tmp_path / "images_191task_1k").mkdir()
+    make_scene(1).image.save(tmp_path / "images_191task_1k" / "PACS+guitar_830.png")
+    row = {
+        "id": "PACS+guitar_image_category_classification",
+        "task_name": "PACS+guitar_image_category_classification",
+        "image": "PACS+guitar_830.png",
+        "conversations": [
+            {"from": "human", "value": "<image>\nWhat style is it?\nOptions:\n(a) Sketch\n(b) Cartoon"},
+            {"from": "gpt", "value": "(a) Sketch"},
+        ],
+    }
+    system = [{"from": "system", "value": "Be brief."}, *row["conversations"]]
+    alone = {key: value for key, value in row.items() if key != "image"}
+    other = row | {"image": "none.png"}
+    (tmp_path / "annotation_191-task_1k.json").write_text(
+        json.dumps([row, row | {"conversations": system}, alone, other, row | {"conversations": ["text"]}])
+    )
+    examples, problems = read_examples(tmp_path / "annotation_191-task_1k.json")
+    question = "What style is it?\nOptions:\n(a) Sketch\n(b) Cartoon"
+    path = tmp_path / "images_191task_1k" / "PACS+guitar_830.png"
+    assert examples == [
+        Example(path, ((question, "(a) Sketch"),)),
+        Example(path, ((f"Be brief.\n{question}", "(a) Sketch"),)),
+    ]
+    told = ["row 3: it has no image", "row 4: There is no file", "row 5: conversations must alternate"]
+    assert len(problems) == 3 and all(words in problem for words, problem in zip(told, problems))
+
+
+def test_a_picture_in_two_folders_is_not_guessed(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        make_scene(1).image.save(tmp_path / name / "x.png")
+    said = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "This."}]
+    (tmp_path / "x.json").write_text(json.dumps([{"image": "x.png", "conversations": said}]))
+    with pytest.raises(InputError, match="x.png is in .*a and in .*b; leave one of them"):
+        read_examples(tmp_path / "x.json")
+
+
 def test_what_cannot_be_used_is_told_and_the_rest_kept(folder):
     (folder / "broken.png").write_bytes(b"no picture")
     good = {"image": "a.png", "question": "What?", "answer": "this"}
@@ -73,7 +113,7 @@ def test_what_cannot_be_used_is_told_and_the_rest_kept(folder):
         ([("human", "B")], "alternate"),
         ([("human", "B"), ("gpt", 3)], "alternate"),
         ([("human", "<image>"), ("gpt", "A")], "empty"),
-        (None, "alternate"),
+        (None, "give a list"),
     ],
 )
 def test_broken_conversations(folder, said, words):

@@ -6,7 +6,17 @@ import pytest
 
 from mmpt.__main__ import main
 from mmpt.errors import InputError
-from mmpt.scoring import Answered, bootstrap, mme_official, one_of, pope_official, read_answered, score
+from mmpt.scoring import (
+    Answered,
+    accuracy,
+    bootstrap,
+    mme_official,
+    one_of,
+    pope_official,
+    read_answered,
+    score,
+    vqa,
+)
 from mmpt.vqa import normalise, soft_accuracy
 
 
@@ -28,6 +38,12 @@ from mmpt.vqa import normalise, soft_accuracy
 )
 def test_what_yes_and_no_are_to_each_parser(text, strict, mme, pope):
     assert (one_of("yes", "no")(text), mme_official(text), pope_official(text)) == (strict, mme, pope)
+
+
+def test_classes_of_two_words():
+    parse = one_of("truck", "pickup truck", "ray")
+    assert parse("It is a Pickup truck.") == "pickup truck" and parse("a truck") == "truck"
+    assert parse("array") is None and parse("a ray on a truck") is None
 
 
 def paired(subtask, *pictures):
@@ -125,6 +141,18 @@ def test_pictures_of_mme_stay_together_in_the_bootstrap():
     rows = paired("count", *[[("Yes", "Yes"), ("No", "No")]] * 5)
     assert bootstrap(figures, [(row, "yes") for row in rows], 20, 0) == {"n": [10, 10]}
     assert all(len(ids) == 2 and ids[0][:-1] == ids[1][:-1] for ids in seen)
+
+
+@pytest.mark.parametrize("figures", [accuracy, vqa])
+def test_intervals_of_means_equal_those_of_samples_drawn_whole(figures):
+    one = {accuracy: lambda row, parsed: parsed in row.answers,
+           vqa: lambda row, parsed: soft_accuracy(parsed or "", row.answers)}[figures]  # fmt: skip
+    rows = [
+        (Answered(str(i), "", ("red", "red", "blue"), picture=f"{i // 3}.png"), ("red", "blue", None)[i % 3])
+        for i in range(8)
+    ]
+    whole, means = bootstrap(figures, rows, 100, 0), bootstrap(figures, rows, 100, 0, one)
+    assert means["accuracy"] == pytest.approx(whole["accuracy"]) and means["accuracy"][0] < means["accuracy"][1]
 
 
 MME = "a.png\tIs it? Please answer yes or no.\tYes\t{}\na.png\tIs it not?\tNo\tno\n"
