@@ -200,7 +200,7 @@ def parser():
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
     sub = command(evaluate, "Measure on fresh scenes.", adapter="none")
-    sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot suites) or one of those")
+    sub.add_argument("--suite", required=True, help="base, tasks, mini, mpt4lm (a paper's columns) or one of those")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
 

@@ -14,7 +14,7 @@ from mmpt.likelihood import likeliest
 from mmpt.reading import read
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
-from mmpt.suites import SUITES
+from mmpt.suites import SUITES, TOGETHER
 from mmpt.tasks import TASKS, correct
 from mmpt.tiny.describe import QUESTION, compare
 
@@ -25,7 +25,8 @@ def evaluate(backbone, suite: str, *, limit: int | None = None, batch: int = 16)
     """Answer a suite's questions greedily and score them.
 
     Args:
-        suite: "base", "tasks", one of `mmpt.suites.SUITES`, or "mini" for all of those.
+        suite: "base", "tasks", one of `mmpt.suites.SUITES`, or a name in `TOGETHER` for several of those: "mini" (the
+            columns of M²PT's table), "mpt4lm" (of MPT4LM's).
         limit: number of scenes ("base"), of questions a task ("tasks"; by default `OWN[suite]`), or of questions of
             each subtask or split of a zero-shot suite (by default all).
 
@@ -33,20 +34,21 @@ def evaluate(backbone, suite: str, *, limit: int | None = None, batch: int = 16)
         dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
         "tasks": figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score` returns, for the
         generated answers, and for closed sets once more under "choice", for the option of greatest log-probability;
-        "mini": `suites` (name → that) and as figures the chief figure of each.
+        "mini" and "mpt4lm": `suites` (name → that) and as figures the chief figure of each, with their average.
 
     Raises:
         InputError: unknown suite, or a limit below 1.
     """
-    if suite not in (*OWN, *SUITES, "mini"):
-        raise InputError(f"There is no suite {suite!r}; choose one of {', '.join((*OWN, 'mini', *SUITES))}.")
+    known = (*OWN, *TOGETHER, *SUITES)
+    if suite not in known:
+        raise InputError(f"There is no suite {suite!r}; choose one of {', '.join(known)}.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give a number of at least 1, or leave it out.")
     start = time.time()
     if suite in OWN:
         result = (_base if suite == "base" else _tasks)(backbone, limit or OWN[suite], batch)
     else:
-        result = _mini(backbone, limit, batch) if suite == "mini" else zero_shot(backbone, suite, limit, batch)
+        result = (_together if suite in TOGETHER else zero_shot)(backbone, suite, limit, batch)
     return (
         {"suite": suite, "backbone": backbone.name}
         | result
@@ -118,19 +120,21 @@ def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) ->
     chosen, answers = zip(*_in_batches(choices_and_answers, order, batch))
 
     def scored(predictions):
-        rows = (Answered(q.id, p, q.answers, q.group, str(q.seed)) for q, p in zip(questions, predictions))
+        rows = (Answered(q.id, p, q.answers, q.group, str(q.seed), q.entailed) for q, p in zip(questions, predictions))
         return score(suite.metric, list(rows))
 
     result = {"seed": min(q.seed for q in questions)} | scored(answers)
     return result | ({"choice": scored(chosen)} if closed else {})
 
 
-def _mini(backbone, limit, batch):
-    suites = {name: zero_shot(backbone, name, limit, batch) for name in SUITES}
+def _together(backbone, group, limit, batch):
+    names = TOGETHER[group]
+    suites = {name: zero_shot(backbone, name, limit, batch) for name in names}
     chief = {name: next(iter(result["figures"])) for name, result in suites.items()}
-    figures, chance = ({name: suites[name][part][chief[name]] for name in SUITES} for part in ("figures", "chance"))
-    for values in (figures, chance):  # the paper's average: all columns but MME
-        values["average"] = sum(values[name] for name in SUITES if name != "mini-mme") / (len(SUITES) - 1)
+    figures, chance = ({name: suites[name][part][chief[name]] for name in names} for part in ("figures", "chance"))
+    averaged = [name for name in names if name != "mini-mme"]  # as the paper does: all columns but MME
+    for values in (figures, chance):
+        values["average"] = sum(values[name] for name in averaged) / len(averaged)
     n = sum(result["n"] for result in suites.values())
     return {"n": n, "seed": SEEDS["suites"], "figures": figures, "chance": chance, "suites": suites}
 

@@ -6,7 +6,7 @@ import io
 import pytest
 
 from mmpt.experiments import MAIN
-from mmpt.suites import SUITES
+from mmpt.suites import TOGETHER
 from mmpt.table import figure, markdown, summarise, to_csv, write
 
 ALIGN, M2PT = MAIN[:2]
@@ -21,7 +21,7 @@ def result(average, value, tuned=None):
             "chance": {"chief": 30.0, "other": 0.0},
             "unparsed": 5.0,
         }
-        for name in SUITES
+        for name in TOGETHER["mini"]
     }
     tuning = {"tuned_parameters": tuned, "questions": 600, "seconds": 120.0, "peak_mib": 900} if tuned else {}
     totals = {"figures": {"average": average}, "chance": {"average": 25.0}, "suites": suites}
@@ -61,7 +61,7 @@ def test_csv_holds_every_number(rows):
 
 def test_figure(rows):
     traces = figure(rows).data
-    assert len(traces) == 1 + len(SUITES)
+    assert len(traces) == 1 + len(TOGETHER["mini"])
     assert list(traces[0].x) == [20.0, 52.0] and list(traces[1].x) == [40.0, 65.0]
     assert list(traces[1].error_x.array) == [6.0, 6.0] and list(traces[1].error_x.arrayminus) == [4.0, 4.0]
 
