@@ -12,7 +12,7 @@ from mmpt.table import figure, markdown, summarise, to_csv, write
 ALIGN, M2PT = MAIN[:2]
 
 
-def result(average, value, tuned=None):
+def result(average, value, tuned=None, group="mini"):
     """As `mmpt.experiments.run` gives it: every suite's chief figure is `value`."""
     suites = {
         name: {
@@ -21,7 +21,7 @@ def result(average, value, tuned=None):
             "chance": {"chief": 30.0, "other": 0.0},
             "unparsed": 5.0,
         }
-        for name in TOGETHER["mini"]
+        for name in TOGETHER[group]
     }
     tuning = {"tuned_parameters": tuned, "questions": 600, "seconds": 120.0, "peak_mib": 900} if tuned else {}
     totals = {"figures": {"average": average}, "chance": {"average": 25.0}, "suites": suites}
@@ -31,6 +31,13 @@ def result(average, value, tuned=None):
 @pytest.fixture
 def rows():
     return [summarise(ALIGN, [result(20.0, 40.0)]), summarise(M2PT, [result(50.0, 60.0, 9), result(54.0, 70.0, 9)])]
+
+
+def test_a_table_has_the_columns_that_were_measured():
+    rows = [summarise(M2PT, [result(20.0, 40.0, 9, "mpt4lm")])]
+    head = markdown(rows).splitlines()[0]
+    assert head.endswith("| Average | *mini-snli-ve* | *mini-vqa* | *mini-gqa* |")
+    assert len(figure(rows).layout.annotations) >= 4
 
 
 def test_summary(rows):
