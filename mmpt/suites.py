@@ -1,4 +1,4 @@
-"""The zero-shot suites, miniatures of the paper's columns: questions from fixed seeds, never tuned on.
+"""The zero-shot suites, miniatures of the papers' columns: questions from fixed seeds, never tuned on.
 
 Each is scored by its benchmark's own metric (`mmpt.scoring`). None shares a kind of question, a phrasing or a scene
 with the tuning tasks (`mmpt.tasks`).
@@ -269,7 +269,7 @@ def mini_gqa_questions(first):
         )
 
 
-# What is evaluated together. "mini": M²PT's columns; "mpt4lm": that paper's, which its LLM is tuned on.
+# What is evaluated together: the columns of M²PT's paper, and those of MPT4LM's.
 TOGETHER = {
     "mini": tuple(name for name in SUITES if name not in ("mini-vqa", "mini-gqa")),
     "mpt4lm": ("mini-vqa", "mini-gqa", "mini-snli-ve"),
