@@ -47,7 +47,7 @@ def stream(lane: Lane, adapter: str, image: Image.Image, question: str) -> Itera
 
     def write():
         try:
-            with lane.use(adapter) as backbone, torch.inference_mode():
+            with lane.use(adapter, text_only=True) as backbone, torch.inference_mode():
                 backbone.model.generate(
                     **backbone.inputs([image], [question]),
                     max_new_tokens=MAX_NEW_TOKENS,
@@ -93,14 +93,19 @@ def ask(studio: Studio, picture: str | None, question: str | None, left: str, ri
 def rate(studio: Studio, asked: Asked | None, picture: str | None, question: str | None, left: str, right: str):
     """(two {answer: probability}, both by adapter): the answers and their runners-up, under either model.
 
-    Empty where another question has been put meanwhile.
+    Beside another model one tuned with MPT4LM rates its own answers only. Empty where another question has been put
+    meanwhile.
     """
     now = picture, question.strip(), {left, right}
     if asked is None or now != (asked.picture, asked.question, {*asked.answers}):
         return None, None, {}
-    with studio.looking.loaded(left, right) as backbone:
-        found = compare(backbone, asked.image(), asked.question, [known(left), known(right)], runners=RUNNERS)
-    ratings = [dict(zip(found.answers, row)) for row in found.probabilities.tolist()]
+    alike = studio.text_only(left) == studio.text_only(right)
+    found, lane = [], studio.looking
+    with lane.loaded(left, right):
+        for group in ([left, right],) if alike else ([left], [right]):
+            adapters = [known(adapter) for adapter in group]
+            found.append(compare(lane.backbone_of(group[0]), asked.image(), asked.question, adapters, runners=RUNNERS))
+    ratings = [dict(zip(part.answers, row)) for part in found for row in part.probabilities.tolist()]
     return *ratings, dict(zip((left, right), ratings))
 
 

@@ -5,7 +5,7 @@ from functools import partial
 import gradio as gr
 import plotly.graph_objects as go
 
-from app import export
+from app import cross_attention, export
 from app.state import Asked, Studio, told
 from app.whose import answer_of, picker
 from mmpt import figures
@@ -54,6 +54,8 @@ def tokens(found: Attention) -> list[int]:
 @told(5)
 def offer(studio: Studio, asked: Asked | None, adapter: str | None, tower: str):
     """(sources, targets, tokens to click, picture to click, sentence) for the last answer."""
+    if studio.text_only(adapter):
+        return cross_attention.offer(studio, asked, adapter)
     found = seen(studio, asked, adapter, tower)
     choices = places(found)
     strip = [(found.segments.labels[i].strip() or "␣", figures.NAMES[found.segments.kinds[i]]) for i in tokens(found)]
@@ -72,6 +74,8 @@ def draw(
     head: int, sinks: bool,
 ) -> tuple[go.Figure]:  # fmt: skip
     """(figure,); a layer or head of 0 is the mean."""
+    if studio.text_only(adapter):
+        return (_of_text_only(studio, asked, adapter, view, source),)
     found = seen(studio, asked, adapter, tower)
     if not sinks:
         found = found.without_sinks()
@@ -89,9 +93,19 @@ def draw(
     return (figures.attention.flow(found, source),)
 
 
+def _of_text_only(studio, asked, adapter, view, source):
+    if view == PICTURE:
+        return cross_attention.over_picture(studio, asked, adapter, source)
+    if view == TOKENS:
+        return cross_attention.by_word(studio, asked, adapter)
+    raise cross_attention.no_such(f"“{view}”")
+
+
 @told(1)
 def click_patch(studio: Studio, asked: Asked | None, adapter: str | None, tower: str, event: gr.SelectData):
     """(source,): the patch at the place that was clicked."""
+    if studio.text_only(adapter):
+        raise cross_attention.no_such("What a patch looked at")
     found = seen(studio, asked, adapter, tower).segments
     x, y = event.index
     boxes = found.boxes(*asked.shown().size)
@@ -106,6 +120,8 @@ def click_patch(studio: Studio, asked: Asked | None, adapter: str | None, tower:
 @told(1)
 def click_token(studio: Studio, asked: Asked | None, adapter: str | None, tower: str, event: gr.SelectData):
     """(source,): the token or prompt that was clicked."""
+    if studio.text_only(adapter):
+        return (cross_attention.from_word(studio, asked, adapter, event.index),)
     found = seen(studio, asked, adapter, tower)
     return (gr.Dropdown(choices=places(found), value=tokens(found)[event.index]),)
 

@@ -22,6 +22,7 @@ from PIL import Image
 from mmpt.ask import open_picture
 from mmpt.backbones import ASSETS, Backbone, adapter_folder, method_of
 from mmpt.errors import InputError
+from mmpt.mpt4lm.backbone import without_projector
 
 NONE = "none"  # as an adapter: the untouched model
 MAX_TUNED = 6  # adapters of visitors that are kept
@@ -60,6 +61,11 @@ def known(adapter: str) -> str | None:
     return None if adapter == NONE else adapter
 
 
+def is_text_only(folder: Path) -> bool:
+    """Whether the adapter is one of MPT4LM, whose LLM has no projector."""
+    return method_of(folder) == "MPT4LM"
+
+
 def twin(backbone: Backbone) -> Backbone:
     """Another model over the very same weights: adapters, hooks and modes of one are not the other's."""
     weights = {id(tensor): tensor for tensor in (*backbone.model.parameters(), *backbone.model.buffers())}
@@ -67,10 +73,14 @@ def twin(backbone: Backbone) -> Backbone:
 
 
 class Lane:
-    """A model that one visitor uses at a time."""
+    """A model that one visitor uses at a time; `text` is its LLM without a projector, for adapters of MPT4LM."""
 
-    def __init__(self, backbone: Backbone, folders: dict[str, Path]):
-        self.backbone, self.folders, self.lock = backbone, folders, threading.Lock()
+    def __init__(self, backbone: Backbone, folders: dict[str, Path], text: Backbone | None = None):
+        self.backbone, self.folders, self.text, self.lock = backbone, folders, text, threading.Lock()
+
+    def backbone_of(self, adapter: str) -> Backbone:
+        """What an adapter is for."""
+        return self.text if adapter != NONE and is_text_only(self.folders[adapter]) else self.backbone
 
     @contextmanager
     def loaded(self, *adapters: str) -> Iterator[Backbone]:
@@ -85,20 +95,32 @@ class Lane:
                     names = ", ".join((NONE, *self.folders))
                     raise InputError(f"The adapter {adapter!r} is not there, or not any more; choose one of {names}.")
                 if adapter != NONE:
-                    self.backbone.add_adapter(self.folders[adapter])
+                    self.backbone_of(adapter).add_adapter(self.folders[adapter])
             yield self.backbone
 
     @contextmanager
-    def use(self, adapter: str) -> Iterator[Backbone]:
-        """The same with that adapter active."""
-        with self.loaded(adapter) as backbone, backbone.use(known(adapter)):
-            yield backbone
+    def use(self, adapter: str, text_only: bool = False) -> Iterator[Backbone]:
+        """The same with that adapter active; `text_only`: one of MPT4LM will do.
+
+        Raises:
+            InputError: as `loaded`, or the adapter is one of MPT4LM where it will not do.
+        """
+        with self.loaded(adapter):
+            backbone = self.backbone_of(adapter)
+            if backbone is self.text and not text_only:
+                raise InputError(
+                    f"{adapter} was tuned with MPT4LM, for which this view is not there: its LLM has no projector and "
+                    "no prompts in its layers. The tab “Attention” shows from which words and patches its visual "
+                    "prompts were made."
+                )
+            with backbone.use(known(adapter)):
+                yield backbone
 
     def drop(self, adapter: str) -> None:
         """Forget a loaded adapter."""
         with self.lock:
             if adapter in getattr(self.backbone.model, "peft_config", {}):
-                self.backbone.model.delete_adapter(adapter)
+                self.backbone.model.delete_adapter(adapter)  # visitors tune with M²PT
 
 
 class Studio:
@@ -114,19 +136,28 @@ class Studio:
         self.plain = twin(backbone)  # what tuning starts from
         folders = [adapter_folder(adapter) for adapter in adapters]
         if backbone.name == "tiny":
-            shipped = sorted(path.parent for path in ASSETS.glob("adapters/*/adapter_config.json"))
-            folders += [folder for folder in shipped if method_of(folder) != "MPT4LM"]  # whose LLM has no projector
+            folders += sorted(path.parent for path in ASSETS.glob("adapters/*/adapter_config.json"))
         self.folders = {folder.name.replace(".", "_"): folder for folder in folders}
         self.tuned: list[str] = []
         self.work = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # of what visitors tune
         self.runs: dict = {}  # tuning runs by session
-        self.asking, self.looking = Lane(backbone, self.folders), Lane(twin(backbone), self.folders)
+        text = any(map(is_text_only, self.folders.values()))
+        self.asking, self.looking = (
+            Lane(model, self.folders, without_projector(twin(self.plain)) if text else None)
+            for model in (backbone, twin(backbone))
+        )
         self.first = next(iter(self.folders), NONE) if adapters else NONE
         self._kept, self._keeping = OrderedDict(), threading.Lock()
 
     def choices(self) -> list[tuple[str, str]]:
         """(label, value) of a picker."""
-        return [("untouched model", NONE)] + [(name, name) for name in self.folders]
+        return [("untouched model", NONE)] + [
+            (f"{name} (MPT4LM)" if self.text_only(name) else name, name) for name in self.folders
+        ]
+
+    def text_only(self, adapter: str | None) -> bool:
+        """Whether this is an adapter of MPT4LM."""
+        return adapter in self.folders and is_text_only(self.folders[adapter])
 
     def add_tuned(self, folder: Path) -> str:
         """Offer a visitor's adapter, under its folder's name; the oldest beyond `MAX_TUNED` goes, with its folder."""

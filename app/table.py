@@ -12,8 +12,7 @@ from app import export
 from mmpt import figures
 from mmpt.backbones import ASSETS
 from mmpt.experiments import ABLATIONS, BUDGETS, rows_of
-from mmpt.suites import SUITES
-from mmpt.table import AVERAGE, figure, summarise
+from mmpt.table import AVERAGE, figure, suites_of, summarise
 
 RESULTS = ASSETS / "results"
 TASKS = "tuning tasks, per cent right"
@@ -42,7 +41,7 @@ def tables(folder: Path = RESULTS) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
 def cells(summaries: list[dict]) -> pd.DataFrame:
     """A row a method: parameters, speed and each suite's figure."""
     names = {"method": "Method", "seeds": "seeds", "tuned": "tuned", "share": "tuned, %", "questions_s": "questions/s",
-             "peak_mib": "peak MiB", AVERAGE: AVERAGE} | {name: name for name in SUITES}  # fmt: skip
+             "peak_mib": "peak MiB", AVERAGE: AVERAGE} | {name: name for name in suites_of(summaries)}  # fmt: skip
     frame = pd.DataFrame([{shown: row.get(key) for key, shown in names.items()} for row in summaries])
     return frame.round(2)
 

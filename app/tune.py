@@ -189,7 +189,8 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
         with gr.Column(min_width=280):
             labels = [(f"{name}: {task.description}", name) for name, task in TASKS.items()]
             tasks = gr.Dropdown(labels, value=list(DEFAULT), multiselect=True, label="Tasks")
-            start = gr.Dropdown([FRESH, *studio.folders], value=FRESH, label="Start from")
+            adapters = [name for name in studio.folders if not studio.text_only(name)]
+            start = gr.Dropdown([FRESH, *adapters], value=FRESH, label="Start from")
             steps = gr.Slider(2, MAX_STEPS, 30, step=1, label="Steps", info="2 to 5 seconds each on a small machine")
             pictures = gr.Slider(1, 8, 4, step=1, label="Pictures a step")
             seed = gr.Number(0, label="Seed", precision=0)

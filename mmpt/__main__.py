@@ -76,7 +76,7 @@ def explain(args):
     if Path(args.out).suffix.lower() not in (".html", ".png", ".json"):
         raise InputError(f"--out is {args.out}; end it in .html, .png or .json.")
     check_writable(args.out)
-    seen = view(_load(args), image, question, args.view, args.answer)
+    seen = view(_load(args), image, question, args.view, args.answer, args.word)
     if args.out.lower().endswith(".json"):
         write_whole(args.out, seen.json())
     else:
@@ -201,7 +201,7 @@ def parser():
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
 
     sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.", adapter="none")
-    sub.add_argument("--suite", required=True, help="base, tasks, mini (all zero-shot), one of those, or mme, pope, …")
+    sub.add_argument("--suite", required=True, help="base, tasks, mini, mpt4lm, one of their suites, or mme, pope, …")
     sub.add_argument("--data", metavar="FOLDER", help="copy of the benchmark (default: from the hub)")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
@@ -215,6 +215,7 @@ def parser():
         default="attribution",
         help="the last of MPT4LM, the others of all that has a projector (default: attribution)",
     )
+    sub.add_argument("--word", help="cross-attention: a word of the question, to see the patches that it leads to")
     sub.add_argument("--answer", help="explain this answer (default: the one that the model gives)")
     sub.add_argument("--out", required=True, metavar="FILE", help=".html, .png or .json")
 

@@ -19,7 +19,7 @@ from mmpt.likelihood import likeliest
 from mmpt.reading import read
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
-from mmpt.suites import SUITES
+from mmpt.suites import SUITES, TOGETHER
 from mmpt.tasks import TASKS, correct
 from mmpt.tiny.describe import QUESTION, compare
 
@@ -32,8 +32,8 @@ def evaluate(
     """Answer a suite's questions greedily and score them.
 
     Args:
-        suite: "base", "tasks", one of `mmpt.suites.SUITES`, "mini" for all of those, or one of
-            `mmpt.benchmarks.BENCHMARKS`.
+        suite: "base", "tasks", one of `mmpt.suites.SUITES`, a name in `TOGETHER` for several of those ("mini": the
+            columns of M²PT's table, "mpt4lm": of MPT4LM's), or one of `mmpt.benchmarks.BENCHMARKS`.
         limit: number of scenes ("base"), of questions a task ("tasks"; by default `OWN[suite]`), or of questions of
             each subtask or split of a zero-shot suite (by default all).
         data: folder with a copy of the benchmark; by default it comes from the hub.
@@ -42,13 +42,14 @@ def evaluate(
         dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
         "tasks": figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score` returns, for the
         generated answers, and for closed sets once more under "choice", for the option of greatest log-probability;
-        "mini": `suites` (name → that) and as figures the chief figure of each. Benchmarks: also `source`, `broken`
-        (the number of rows that could not be used) and `problems` (the first hundred of them, in words).
+        "mini" and "mpt4lm": `suites` (name → that) and as figures the chief figure of each, with their average.
+        Benchmarks: also `source`, `broken` (the number of rows that could not be used) and `problems` (the first
+        hundred of them, in words).
 
     Raises:
         InputError: unknown suite, a limit below 1, data of a suite that is drawn, or data that cannot be used.
     """
-    known = (*OWN, "mini", *SUITES, *BENCHMARKS)
+    known = (*OWN, *TOGETHER, *SUITES, *BENCHMARKS)
     if suite not in known:
         raise InputError(f"There is no suite {suite!r}; choose one of {', '.join(known)}.")
     if data is not None and suite not in BENCHMARKS:
@@ -61,7 +62,7 @@ def evaluate(
     elif suite in OWN:
         result = (_base if suite == "base" else _tasks)(backbone, limit or OWN[suite], batch)
     else:
-        result = _mini(backbone, limit, batch) if suite == "mini" else zero_shot(backbone, suite, limit, batch)
+        result = (_together if suite in TOGETHER else zero_shot)(backbone, suite, limit, batch)
     return (
         {"suite": suite, "backbone": backbone.name}
         | result
@@ -120,7 +121,7 @@ def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) ->
     suite, questions = SUITES[name], _limited(SUITES[name].questions(), limit)
     pictures = {q.seed: suite.picture(q.seed) for q in questions}
     found = _choices_and_answers(backbone, questions, pictures, batch)
-    return {"seed": min(q.seed for q in questions)} | _scored(suite.metric, questions, found)
+    return _scored(suite.metric, questions, found) | {"seed": min(q.seed for q in questions)}
 
 
 def benchmark(backbone, name: str, data: str | Path | None = None, limit: int | None = None, batch: int = 16) -> dict:
@@ -161,19 +162,21 @@ def _choices_and_answers(backbone, questions, pictures, batch, progress=None):
 
 def _scored(metric, questions, found):
     def scored(predictions):
-        rows = (Answered(q.id, p, q.answers, q.group, str(q.seed)) for q, p in zip(questions, predictions))
+        rows = (Answered(q.id, p, q.answers, q.group, str(q.seed), q.entailed) for q, p in zip(questions, predictions))
         return score(metric, list(rows))
 
     chosen, answers = zip(*found)
     return scored(answers) | ({"choice": scored(chosen)} if questions[0].options else {})
 
 
-def _mini(backbone, limit, batch):
-    suites = {name: zero_shot(backbone, name, limit, batch) for name in SUITES}
+def _together(backbone, group, limit, batch):
+    names = TOGETHER[group]
+    suites = {name: zero_shot(backbone, name, limit, batch) for name in names}
     chief = {name: next(iter(result["figures"])) for name, result in suites.items()}
-    figures, chance = ({name: suites[name][part][chief[name]] for name in SUITES} for part in ("figures", "chance"))
-    for values in (figures, chance):  # the paper's average: all columns but MME
-        values["average"] = sum(values[name] for name in SUITES if name != "mini-mme") / (len(SUITES) - 1)
+    figures, chance = ({name: suites[name][part][chief[name]] for name in names} for part in ("figures", "chance"))
+    averaged = [name for name in names if name != "mini-mme"]  # as the paper does: all columns but MME
+    for values in (figures, chance):
+        values["average"] = sum(values[name] for name in averaged) / len(averaged)
     n = sum(result["n"] for result in suites.values())
     return {"n": n, "seed": SEEDS["suites"], "figures": figures, "chance": chance, "suites": suites}
 

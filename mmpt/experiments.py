@@ -58,6 +58,7 @@ class Experiment:
         method: a name in `METHODS`; None: the untouched model.
         fields: of the method's configuration, changed.
         share: of the budget's pictures that are different ones; the others repeat them.
+        suites: what it is measured on, a name in `mmpt.suites.TOGETHER`.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Experiment:
     method: str | None
     fields: dict = field(default_factory=dict)
     share: float = 1.0
+    suites: str = "mini"
 
 
 ALIGN = Experiment("align", "Align (untouched)", None)
@@ -131,6 +133,18 @@ ABLATIONS: dict[str, tuple[Experiment, ...]] = {
         Experiment("order-after-replace", "before instruction, replace", "m2pt-carry", {"textual_update": "replace"}),
         Experiment("m2pt-carry", "before instruction, carry", "m2pt-carry"),
     ),
+    "mpt4lm": tuple(
+        Experiment(f"mpt4lm-{label.replace(' ', '-')}", label, "mpt4lm", fields, suites="mpt4lm")
+        for label, fields in [
+            ("all", {}),
+            ("no cross-attention", {"num_visual_prompts": 0}),
+            ("question not read", {"condition_on_question": False}),
+            ("no instruction", _NO_WORDS | {"num_instruction_tokens": 0}),
+            ("no adapters", {"adapter_rank": 0}),
+            *((f"rank {rank}", {"adapter_rank": rank}) for rank in (2, 32)),
+            *((f"{m} visual prompts", {"num_visual_prompts": m}) for m in (4, 32)),
+        ]
+    ),
 }
 
 
@@ -171,7 +185,7 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
     Returns:
         dict with experiment, seed, factor (of the learning rates), budget, base_parameters (LLM and vision encoder:
         what the share of tuned ones is of), tuning (what `training.json` says) and suites (what
-        `evaluate(…, "mini")` says).
+        `evaluate(…, experiment.suites)` says).
 
     Raises:
         InputError: what is there was measured on another budget.
@@ -185,7 +199,7 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
         return result
     factor = _best_factor(experiment, budget, results, work) if experiment.method else None
     result = {"experiment": experiment.name, "seed": seed, "factor": factor, "budget": budget_used}
-    result |= _in_own_process(_measure, experiment, seed, factor, budget, work, "mini")
+    result |= _in_own_process(_measure, experiment, seed, factor, budget, work, experiment.suites)
     results.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(result, indent=1) + "\n")
     return result
@@ -228,7 +242,7 @@ def _measure(experiment, seed, factor, budget, work, suite):
     if experiment.method:
         folder = Path(work) / f"{experiment.name}-s{seed}-x{factor:g}"
         tuning = tune(backbone, experiment, seed, factor, budget, folder)
-        if suite == "mini" and experiment.method == "full":
+        if suite != "tasks" and experiment.method == "full":
             shutil.rmtree(folder)  # a whole model of half a gigabyte
     limit = budget.validation if suite == "tasks" else budget.limit
     return {

@@ -23,13 +23,14 @@ SPLITS = ("random", "popular", "adversarial")
 
 @dataclass(frozen=True)
 class Answered:
-    """A question's true answers and what a model said. `group` is MME's subtask or POPE's split."""
+    """A question's true answers and what a model said. `group`: MME's subtask, POPE's split or a question's type."""
 
     id: str
     prediction: str
     answers: tuple[str, ...]
     group: str = ""
     picture: str = ""  # MME: two questions on each
+    entailed: tuple[str, ...] = ()  # GQA: ids of questions on the picture whose answers follow from this one's
 
 
 # --- parsers: a text → the answer that it gives, or None ---
@@ -76,15 +77,42 @@ def _partly_right(row, parsed):
 
 
 def accuracy(rows) -> dict[str, float]:
-    return {"accuracy": 100 * _mean(_right(row, parsed) for row, parsed in rows)}
+    """Share of right answers; where there are several groups, that of each too."""
+    return _by_type([(row, _right(row, parsed)) for row, parsed in rows])
 
 
 def vqa(rows) -> dict[str, float]:
-    """Soft accuracy over ten human answers (VQAv2; Text-VQA likewise)."""
-    return {"accuracy": 100 * _mean(_partly_right(row, parsed) for row, parsed in rows)}
+    """Soft accuracy over ten human answers (VQAv2; Text-VQA likewise), and that of each type of question."""
+    return _by_type([(row, _partly_right(row, parsed)) for row, parsed in rows])
 
 
-_MARKS = {accuracy: _right, vqa: _partly_right}  # figures that are the mean of a mark on each row
+_MARKS = {accuracy: _right, vqa: _partly_right}  # figures that are means of a mark on each row
+
+
+def gqa(rows) -> dict[str, float]:
+    """Accuracy; consistency, where questions say what they entail; and the accuracy of each type of question.
+
+    Consistency is the mean, over questions answered rightly, of the share of those that they entail which are answered
+    rightly too (Hudson and Manning, 2019). It is 0 where none is.
+    """
+    marks = [(row, _right(row, parsed)) for row, parsed in rows]
+    right = {(row.picture, row.id): mark for row, mark in marks}
+    entailed = [(mark, [right[row.picture, id] for id in row.entailed if (row.picture, id) in right])
+                for row, mark in marks]  # fmt: skip
+    figures = _by_type(marks)
+    if any(follow for _, follow in entailed):
+        held = [_mean(follow) for mark, follow in entailed if mark and follow]
+        figures = {"accuracy": figures["accuracy"], "consistency": 100 * _mean(held or [0])} | figures
+    return figures
+
+
+def _by_type(marks):
+    """Accuracy over all (row, mark), and where there are several groups that of each."""
+    groups = defaultdict(list)
+    for row, mark in marks:
+        groups[row.group].append(mark)
+    parts = {f"{name} accuracy": 100 * _mean(group) for name, group in groups.items()} if len(groups) > 1 else {}
+    return {"accuracy": 100 * _mean(mark for _, mark in marks)} | parts
 
 
 def mme(rows) -> dict[str, float]:
@@ -143,7 +171,7 @@ METRICS = {
     ),
     "pope": Metric(pope, {"strict": one_of("yes", "no"), "official": pope_official}, ("yes", "no"), SPLITS),
     "vqa": Metric(vqa, {"strict": lambda text: normalise(text) or None}),
-    "gqa": Metric(accuracy, {"strict": exact}),
+    "gqa": Metric(gqa, {"strict": exact}),
     "vsr": Metric(accuracy, {"strict": one_of("true", "false")}, ("true", "false")),
     "snli_ve": Metric(
         accuracy,
@@ -228,7 +256,8 @@ def read_answered(metric: str, file: str | Path) -> list[Answered]:
 
     For "mme" its own format: picture, question, truth, prediction, tab-separated, two lines a picture, and the file's
     name is the subtask (existence.txt); a folder of such files is read whole. Else JSONL with id, prediction,
-    and answer or answers, and for "pope" category or split.
+    and answer or answers; for "pope" category or split; for "gqa", if consistency is wanted, imageId and entailed
+    (a list of ids).
 
     Raises:
         InputError: a file, a line or a field is missing or wrong; names the line.
@@ -241,10 +270,14 @@ def read_answered(metric: str, file: str | Path) -> list[Answered]:
     for where, line in read_jsonl(file, ("id", "prediction")):
         answers = line.get("answers", line.get("answer"))
         answers = (answers,) if isinstance(answers, str) else tuple(answers) if isinstance(answers, list) else ()
-        group = line.get("category", line.get("split", ""))
+        group = line.get("category", line.get("split", "")) if metric == "pope" else ""
+        entailed, picture = (line.get("entailed", []), str(line.get("imageId", ""))) if metric == "gqa" else ([], "")
         if not answers or not all(isinstance(text, str) for text in (line["prediction"], group, *answers)):
             raise InputError(f"{where}: prediction is a text, and answer one or answers a list of them.")
-        rows.append(Answered(str(line["id"]), line["prediction"], answers, group if metric == "pope" else ""))
+        if entailed and not (isinstance(entailed, list) and picture):
+            raise InputError(f"{where}: entailed is a list of ids of questions on one picture; give its imageId.")
+        entailed = tuple(map(str, entailed))
+        rows.append(Answered(str(line["id"]), line["prediction"], answers, group, picture, entailed))
     return rows
 
 

@@ -102,13 +102,16 @@ def clear_groups(scene: Scene) -> list[str]:
     return [group for group in GROUPS if not any(alike(group, other) for other in present - {group})]
 
 
+def close_colours(colour: str, other: str) -> bool:
+    """Whether two colours may be taken for each other; one and the same may not."""
+    return other in _CLOSE_COLOURS[colour].split()
+
+
 def of_clear_colour(scene: Scene) -> list[Thing]:
     """Objects of a colour that no other object has or comes close to."""
 
     def unlike(thing, other):
-        return (
-            other.colour and other.colour != thing.colour and other.colour not in _CLOSE_COLOURS[thing.colour].split()
-        )
+        return other.colour and other.colour != thing.colour and not close_colours(thing.colour, other.colour)
 
     return [
         thing

@@ -1,4 +1,4 @@
-"""The zero-shot suites, miniatures of the paper's columns: questions from fixed seeds, never tuned on.
+"""The zero-shot suites, miniatures of the papers' columns: questions from fixed seeds, never tuned on.
 
 Each is scored by its benchmark's own metric (`mmpt.scoring`). None shares a kind of question, a phrasing or a scene
 with the tuning tasks (`mmpt.tasks`).
@@ -14,6 +14,7 @@ from functools import cache, partial
 import numpy as np
 from PIL import Image
 
+from mmpt import mini_gqa, mini_vqa
 from mmpt.mme import MME_SUBTASKS
 from mmpt.scenes import BACKGROUNDS, GROUP_OF, NAMES, SEEDS, article, make_scene
 from mmpt.scoring import Metric, accuracy, one_of
@@ -41,7 +42,9 @@ class SuiteQuestion:
     question: str
     answers: tuple[str, ...]
     options: tuple[str, ...] = ()
-    group: str = ""  # subtask or split
+    group: str = ""  # subtask, split or type
+    program: str = ""  # what mini-GQA asks, as JSON
+    entailed: tuple[str, ...] = ()  # ids of questions whose answers follow from this one's
 
 
 @dataclass(frozen=True)
@@ -248,3 +251,32 @@ def mini_pope(first):
             for name, answer in ((random.Random(seed).choice(there), "Yes"), (missing, "No")):
                 text = f"Is there {article(name)} in the image?"
                 yield SuiteQuestion(f"{split}-{seed - first}-{answer.lower()}", seed, text, (answer,), YES_NO, split)
+
+
+_SHORT = " Answer the question using a single word or phrase."  # as LLaVA is asked on VQAv2 and GQA
+
+
+@suite("mini-vqa", "VQAv2", "vqa")
+def mini_vqa_questions(first):
+    kinds = [(group, kind) for group, kinds in mini_vqa.KINDS.items() for kind in kinds]
+    for i, (group, kind) in enumerate(kinds):
+        find = partial(mini_vqa.find, kind=kind, given=Counter(), most=mini_vqa.MOST[group])
+        for number, seed, (text, answers) in _fitting(first + (i << 20), mini_vqa.EACH, find):
+            yield SuiteQuestion(f"vqa-{i * mini_vqa.EACH + number}", seed, text + _SHORT, answers, group=group)
+
+
+@suite("mini-gqa", "GQA", "gqa", lambda seed: mini_gqa.scene_of(seed).image)
+def mini_gqa_questions(first):
+    for asked in mini_gqa.questions(first):
+        text, entailed = mini_gqa.worded(asked.program) + _SHORT, tuple(f"gqa-{i}" for i in asked.entailed)
+        program = json.dumps(asked.program)
+        yield SuiteQuestion(
+            f"gqa-{asked.number}", asked.seed, text, (asked.answer,), (), asked.kind, program, entailed
+        )
+
+
+# What is evaluated together: the columns of M²PT's paper, and those of MPT4LM's.
+TOGETHER = {
+    "mini": tuple(name for name in SUITES if name not in ("mini-vqa", "mini-gqa")),
+    "mpt4lm": ("mini-vqa", "mini-gqa", "mini-snli-ve"),
+}

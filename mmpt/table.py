@@ -38,7 +38,7 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
             "peak_mib": max(t["peak_mib"] for t in tuning),
             "minutes": mean(t["seconds"] for t in tuning) / 60,
         }
-    for name in SUITES:
+    for name in results[0]["suites"]["suites"]:
         suites = [r["suites"]["suites"][name] for r in results]
         chief = next(iter(suites[0]["figures"]))
         row[name] = mean(s["figures"][chief] for s in suites)
@@ -52,9 +52,14 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
     return row
 
 
+def suites_of(rows: list[dict]) -> list[str]:
+    """The suites that the rows hold, in the order of the table."""
+    return [name for name in SUITES if name in rows[0]]
+
+
 def markdown(rows: list[dict]) -> str:
     """The table with one line a method and its 95 % intervals, and the chance level as the last line."""
-    columns = {"Average": AVERAGE} | {f"*{name}*": name for name in SUITES}
+    columns = {"Average": AVERAGE} | {f"*{name}*": name for name in suites_of(rows)}
     head = ["Method", "tuned", "questions/s", "peak MiB", *columns]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row in rows:
@@ -85,7 +90,7 @@ def to_csv(rows: list[dict]) -> str:
 
 def figure(rows: list[dict]) -> go.Figure:
     """A panel a suite: each method's figure with its 95 % interval, and what the best fixed answer gets."""
-    names = [AVERAGE, *SUITES]
+    names = [AVERAGE, *suites_of(rows)]
     panels = make_subplots(rows=3, cols=3, subplot_titles=names, shared_yaxes=True, vertical_spacing=0.16)
     methods = [row["method"] for row in rows]
     for i, name in enumerate(names):

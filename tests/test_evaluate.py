@@ -9,7 +9,7 @@ from helpers import tiny_backbone
 from mmpt.errors import InputError
 from mmpt.evaluate import evaluate, render
 from mmpt.mme import MME_SUBTASKS
-from mmpt.suites import SUITES
+from mmpt.suites import SUITES, TOGETHER
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +23,26 @@ def mini(backbone):
 
 
 def test_mini_asks_every_suite(mini):
-    assert list(mini["suites"]) == list(SUITES)
+    assert tuple(mini["suites"]) == TOGETHER["mini"]
     assert mini["suites"]["mini-mme"]["n"] == 2 * len(MME_SUBTASKS)  # pairs stay whole: a limit of 1 gives 2
     assert mini["suites"]["mini-pope"]["n"] == 2 * 3 and mini["suites"]["mini-vsr"]["n"] == 2
     assert mini["n"] == sum(result["n"] for result in mini["suites"].values())
     assert json.loads(json.dumps(mini)) == mini
     shown = render(mini)
-    assert all(name in shown for name in SUITES) and "average" in shown
+    assert all(name in shown for name in TOGETHER["mini"]) and "average" in shown
+
+
+def test_mpt4lms_suites_go_together(backbone):
+    found = evaluate(backbone, "mpt4lm", limit=2, batch=4)
+    assert list(found["suites"]) == ["mini-vqa", "mini-gqa", "mini-snli-ve"] and found["n"] == 3 * 2 + 6 * 2 + 2
+    assert {"accuracy", "consistency"} <= set(found["suites"]["mini-gqa"]["figures"])
+    mean = sum(result["figures"]["accuracy"] for result in found["suites"].values()) / 3
+    assert found["figures"]["average"] == pytest.approx(mean) and json.loads(json.dumps(found)) == found
 
 
 def test_closed_sets_are_scored_twice(mini):
-    assert {name for name, result in mini["suites"].items() if "choice" in result} == set(SUITES) - {"mini-textvqa"}
+    twice = {name for name, result in mini["suites"].items() if "choice" in result}
+    assert twice == set(TOGETHER["mini"]) - {"mini-textvqa"}
     for result in mini["suites"].values():
         if "choice" in result:
             assert result["choice"]["unparsed"] == 0  # an option is always an answer
@@ -64,7 +73,7 @@ def test_the_first_questions_of_a_suite_are_of_every_label():
 
 
 def test_what_cannot_be_evaluated(backbone):
-    with pytest.raises(InputError, match="There is no suite 'maxi'; choose one of base, tasks, mini, mini-mme"):
+    with pytest.raises(InputError, match="no suite 'maxi'; choose one of base, tasks, mini, mpt4lm, mini-mme"):
         evaluate(backbone, "maxi")
     with pytest.raises(InputError, match="--limit is 0"):
         evaluate(backbone, "mini", limit=0)

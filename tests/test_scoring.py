@@ -122,6 +122,28 @@ def test_gqa_vsr_and_snli_ve():
     assert score("snli_ve", snli)["unparsed"] == pytest.approx(100 / 3)
 
 
+def family(picture, *rows):
+    """(id, prediction, entailed) of questions on one picture, whose true answers are all "yes"."""
+    return [Answered(f"{picture}{id}", said, ("yes",), "", picture, tuple(picture + other for other in entailed))
+            for id, said, entailed in rows]  # fmt: skip
+
+
+def test_gqas_consistency():
+    rows = family("x", ("a", "yes", "bc"), ("b", "yes", "c"), ("c", "no", ""))  # a: 1 of 2; b: 0 of 1; c entails none
+    rows += family("y", ("a", "yes", "b"), ("b", "yes", ""), ("c", "no", "ab"))  # a: 1 of 1; c is wrong: not counted
+    result = score("gqa", rows, draws=200)
+    assert result["figures"] == {"accuracy": pytest.approx(400 / 6), "consistency": pytest.approx(50)}
+    assert score("gqa", rows[:1])["figures"] == {"accuracy": 100}  # none of what it entails was asked
+    low, high = result["interval"]["consistency"]
+    assert (low, high) == (25, 100)  # pictures are drawn whole: x alone has 25, y alone 100
+
+
+def test_types_of_questions():
+    rows = [Answered(str(i), said, ("yes",), group) for i, (said, group) in enumerate([("yes", "a"), ("no", "b")])]
+    assert score("gqa", rows)["figures"] == {"accuracy": 50, "a accuracy": 100, "b accuracy": 0}
+    assert score("vqa", rows)["figures"] == {"accuracy": 0, "a accuracy": 0, "b accuracy": 0}  # one answer of ten
+
+
 def test_intervals_hold_the_binomial_ones():
     rows = [Answered(str(i), "True" if i < 80 else "False", ("true",)) for i in range(100)]
     low, high = score("vsr", rows)["interval"]["accuracy"]
@@ -169,6 +191,11 @@ def test_files(tmp_path, capsys):
     (tmp_path / "pope.jsonl").write_text("\n".join(map(json.dumps, lines)))
     assert main(["score", "--metric", "pope", str(tmp_path / "pope.jsonl"), "--json", str(tmp_path / "out.json")]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["figures"]["mean F1"] == 50
+    lines = [{"id": 1, "prediction": "red", "answer": "red", "imageId": 7, "entailed": [2]},
+             {"id": 2, "prediction": "no", "answer": "yes", "imageId": 7}]  # fmt: skip
+    (tmp_path / "gqa.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    figures = score("gqa", read_answered("gqa", tmp_path / "gqa.jsonl"))["figures"]
+    assert figures == {"accuracy": 50, "consistency": 0}
 
 
 @pytest.mark.parametrize(
@@ -194,6 +221,7 @@ def test_what_cannot_be_scored(rows, message):
         ("vqa", "x.jsonl", '{"id": 1, "prediction": "x"}', "answer one or answers a list"),
         ("vqa", "x.jsonl", '{"id": 1, "prediction": 3, "answer": "x"}', "prediction is a text"),
         ("vqa", "x.jsonl", '{"id": 1}', "has no 'prediction'"),
+        ("gqa", "x.jsonl", '{"id": 1, "prediction": "x", "answer": "x", "entailed": [2]}', "give its imageId"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, metric, name, text, message):

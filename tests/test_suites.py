@@ -8,19 +8,25 @@ from collections import Counter
 import numpy as np
 import pytest
 
+import mmpt.suites
+from mmpt import mini_gqa
 from mmpt.mme import MME_SUBTASKS
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
-from mmpt.suites import CIFAR_10, CIFAR_100, SUITES
+from mmpt.suites import CIFAR_10, CIFAR_100, SUITES, TOGETHER
 from mmpt.tasks import TASKS
 
-DIGEST = "b4e14fdcd5f5937e35878e2b573fba0f2c53e91944c9e52a4b50af9fe33b91a9"
+DIGEST = "f9e6eb89dce1e571a0afe6f11b761f595088656a34fae17064c57223d7ac8938"
 QUESTIONS = {name: suite.questions() for name, suite in SUITES.items()}
 
 
-def test_there_is_a_suite_for_every_column_of_the_paper():
-    columns = {"MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE"}
-    assert {suite.column for suite in SUITES.values()} == columns
+def test_there_is_a_suite_for_every_column_of_the_papers():
+    columns = {
+        "mini": {"MME", "Text-VQA", "VSR", "SNLI-VE", "CIFAR-10", "CIFAR-100", "MNIST", "POPE"},
+        "mpt4lm": {"VQAv2", "GQA", "SNLI-VE"},
+    }
+    assert {group: {SUITES[name].column for name in names} for group, names in TOGETHER.items()} == columns
+    assert set(SUITES) == {name for names in TOGETHER.values() for name in names}
 
 
 @pytest.mark.parametrize("name", SUITES)
@@ -32,13 +38,16 @@ def test_sizes_and_balance(name):
         assert set(labels) == set(questions[0].options) and max(labels.values()) == min(labels.values())
     groups = Counter(q.group for q in questions)
     expected = {"mini-mme": dict.fromkeys(MME_SUBTASKS, 120),
-                "mini-pope": dict.fromkeys(("random", "popular", "adversarial"), 400)}  # fmt: skip
+                "mini-pope": dict.fromkeys(("random", "popular", "adversarial"), 400),
+                "mini-vqa": dict.fromkeys(("yes/no", "number", "other"), 150),
+                "mini-gqa": dict.fromkeys(mini_gqa.MOST, 80)}  # fmt: skip
     assert groups == expected.get(name, {"": len(questions)})
 
 
 def test_question_files_are_the_same_everywhere():
     text = "".join(suite.jsonl() for suite in SUITES.values())
-    assert json.loads(text.splitlines()[0]).keys() == {"id", "seed", "question", "answers", "options", "group"}
+    fields = {"id", "seed", "question", "answers", "options", "group", "program", "entailed"}
+    assert json.loads(text.splitlines()[0]).keys() == fields
     assert hashlib.sha256(text.encode()).hexdigest() == DIGEST
 
 
@@ -48,7 +57,7 @@ def test_nothing_is_shared_with_the_tuning_tasks():
     patterns = [re.compile(re.sub(r"\\\{\w+\\\}", ".+", re.escape(text)), re.IGNORECASE) for text in phrasings]
     for questions in QUESTIONS.values():
         for question in {q.question for q in questions}:
-            plain = question.removesuffix(" Please answer yes or no.")
+            plain = question.removesuffix(" Please answer yes or no.").removesuffix(mmpt.suites._SHORT)
             shared = [p.pattern for p in patterns if p.fullmatch(question) or p.fullmatch(plain)]
             assert not shared, f"{question}: {shared}"
 
@@ -132,7 +141,13 @@ def test_pictures():
 
 def test_the_truth_scores_full_marks():
     for name, suite in SUITES.items():
-        rows = [Answered(q.id, q.answers[0], q.answers, q.group, str(q.seed)) for q in QUESTIONS[name]]
+        rows = [
+            Answered(q.id, Counter(q.answers).most_common(1)[0][0], q.answers, q.group, str(q.seed), q.entailed)
+            for q in QUESTIONS[name]
+        ]
         result = score(suite.metric, rows, draws=2)
         chief = next(iter(result["figures"].values()))
         assert chief == pytest.approx(1200 if name == "mini-mme" else 100) and result["unparsed"] == 0
+        if name == "mini-gqa":
+            assert result["figures"]["consistency"] == 100
+            assert result["chance"]["accuracy"] == pytest.approx(100 * 140 / 480)  # "Yes"

@@ -6,13 +6,13 @@ import io
 import pytest
 
 from mmpt.experiments import MAIN
-from mmpt.suites import SUITES
+from mmpt.suites import TOGETHER
 from mmpt.table import figure, markdown, summarise, to_csv, write
 
 ALIGN, M2PT = MAIN[:2]
 
 
-def result(average, value, tuned=None):
+def result(average, value, tuned=None, group="mini"):
     """As `mmpt.experiments.run` gives it: every suite's chief figure is `value`."""
     suites = {
         name: {
@@ -21,7 +21,7 @@ def result(average, value, tuned=None):
             "chance": {"chief": 30.0, "other": 0.0},
             "unparsed": 5.0,
         }
-        for name in SUITES
+        for name in TOGETHER[group]
     }
     tuning = {"tuned_parameters": tuned, "questions": 600, "seconds": 120.0, "peak_mib": 900} if tuned else {}
     totals = {"figures": {"average": average}, "chance": {"average": 25.0}, "suites": suites}
@@ -31,6 +31,13 @@ def result(average, value, tuned=None):
 @pytest.fixture
 def rows():
     return [summarise(ALIGN, [result(20.0, 40.0)]), summarise(M2PT, [result(50.0, 60.0, 9), result(54.0, 70.0, 9)])]
+
+
+def test_a_table_has_the_columns_that_were_measured():
+    rows = [summarise(M2PT, [result(20.0, 40.0, 9, "mpt4lm")])]
+    head = markdown(rows).splitlines()[0]
+    assert head.endswith("| Average | *mini-snli-ve* | *mini-vqa* | *mini-gqa* |")
+    assert len(figure(rows).layout.annotations) >= 4
 
 
 def test_summary(rows):
@@ -61,7 +68,7 @@ def test_csv_holds_every_number(rows):
 
 def test_figure(rows):
     traces = figure(rows).data
-    assert len(traces) == 1 + len(SUITES)
+    assert len(traces) == 1 + len(TOGETHER["mini"])
     assert list(traces[0].x) == [20.0, 52.0] and list(traces[1].x) == [40.0, 65.0]
     assert list(traces[1].error_x.array) == [6.0, 6.0] and list(traces[1].error_x.arrayminus) == [4.0, 4.0]
 

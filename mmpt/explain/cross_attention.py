@@ -44,6 +44,18 @@ class CrossAttentionMaps:
             raise InputError("This adapter's queries do not read the question (condition_on_question=False).")
         return self.to_words.mean(0)
 
+    def find(self, word: str) -> int:
+        """Number of the last token that is this word, but for case and spaces.
+
+        Raises:
+            InputError: there is none.
+        """
+        words = [text.strip().lower() for text in self.words]
+        if word.strip().lower() not in words:
+            known = ", ".join(repr(text.strip()) for text in self.words if text.strip())
+            raise InputError(f"The queries read no word {word!r}; give one of {known}.")
+        return len(words) - 1 - words[::-1].index(word.strip().lower())
+
     def on_picture(self, prompts: list[int] | None = None) -> Tensor:
         """(rows, columns): share of each patch in what some prompts or all (None) read, mean over them and heads."""
         maps = self.to_patches if prompts is None else self.to_patches[:, prompts]

@@ -43,11 +43,11 @@ def integrated_gradients(
     All parts move together, picture and question straight; those not named in `of` stay as they are. The values add up
     to score - base but for the gap. What closes it is not more points but points in the right place: an answer can be
     won or lost within a hundredth of the way, and 32 even steps missed 145 % of a difference. So the way is cut into
-    pieces of `NODES` points, each with a gap of its own, and the piece with the largest is halved, until the gaps' sizes
-    add up to at most `tolerance` of the difference or `steps` gradients were taken.
+    pieces of `NODES` points, each with a gap of its own, and the piece with the largest is halved, until the gaps'
+    sizes add up to at most `tolerance` of the difference or `steps` gradients were taken.
 
-    On the embedded model under m2pt, 80 to 96 points bring the picture's gap below 5 %. With prompts moving as well 112
-    were not enough: take ablation or Shapley values for these.
+    On the embedded model under m2pt, 80 to 96 points brought the picture's gap below 5 %, on two looks. With prompts
+    moving as well 112 were not enough: take ablation or Shapley values for these.
 
     Raises:
         InputError: a part or baseline that there is none of, or too few steps for the first pieces.

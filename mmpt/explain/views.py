@@ -89,37 +89,54 @@ def _interaction(backbone, image, question, answer):
     return figures.interaction(found.matrix, title, unit="nats"), sentences, data
 
 
-def _cross_attention(backbone, image, question, answer):
+def _cross_attention(backbone, image, question, answer, word=None):
     maps = cross_attention(backbone, image, question)
     data = {"words": maps.words, "to_patches": _plain(maps.on_picture())}
     if maps.to_words is not None:
         data["to_words"] = _plain(maps.read_words())
-    sentences = ["Patches from which the visual prompts were made, mean over prompts and heads."]
-    return figures.cross_attention.patches(maps, image), sentences, data
+    if word is None:
+        sentences = ["Patches from which the visual prompts were made, mean over prompts and heads."]
+        return figures.cross_attention.patches(maps, image), sentences, data
+    found = maps.find(word)
+    data |= {"word": maps.words[found], "word_to_patches": _plain(maps.of_word(found))}
+    sentences = [f"Patches read by the visual prompts, each counted by how much it read of {word!r}, mean over heads."]
+    return figures.cross_attention.word(maps, image, found), sentences, data
 
 
 VIEWS = {"attention": _attention, "attribution": _attribution, "interaction": _interaction}  # of a LLaVA
 TEXT_VIEWS = {"cross-attention": _cross_attention}  # of a text-only LLM under MPT4LM
 
 
-def view(backbone: Backbone, image: Image.Image, question: str, name: str, answer: str | None = None) -> View:
+def view(
+    backbone: Backbone,
+    image: Image.Image,
+    question: str,
+    name: str,
+    answer: str | None = None,
+    word: str | None = None,
+) -> View:
     """One of `VIEWS`, or for MPT4LM of `TEXT_VIEWS`, of the answer that the active adapter gives, or of a given one.
 
     "attention": where the positions that predict the answer looked in the picture, attention sinks left out.
     "attribution": integrated gradients on the picture, with deletion and insertion against random orders.
     "interaction": second differences between textual and visual prompts.
-    "cross-attention": from which patches MPT4LM's visual prompts were made.
+    "cross-attention": from which patches MPT4LM's visual prompts were made, or with `word`, one that the queries read,
+    those to which it leads.
 
     Raises:
-        InputError: no such view, an empty answer, or an adapter without the prompts that the view is about.
+        InputError: no such view, no such word, a word for another view, an empty answer, or an adapter without the
+            prompts that the view is about.
     """
     views = TEXT_VIEWS if isinstance(backbone, TextBackbone) else VIEWS
     if name not in views:
         raise InputError(f"There is no view {name!r} of {backbone.name}; choose one of {', '.join(views)}.")
+    if word is not None and name != "cross-attention":
+        raise InputError(f"The view {name!r} is of no single word; leave the word out.")
     answer = backbone.answer([image], [question])[0] if answer is None else answer
     if not answer:
         raise InputError("The model answered nothing, so there is nothing to explain; ask something else.")
-    return View(name, question, answer, *views[name](backbone, image, question, answer))
+    given = {} if word is None else {"word": word}
+    return View(name, question, answer, *views[name](backbone, image, question, answer, **given))
 
 
 def _plain(value):

@@ -176,6 +176,16 @@ def test_a_link_restores_a_view(visit):
         until(page, f"Answer of model {name}", "e.value != ''")
 
 
+def test_an_adapter_of_mpt4lm(visit):
+    page = visit("?seed=13&question=What+colour+is+the+background%3F&left=m2pt&right=mpt4lm-background&tab=attention")
+    figure(page)
+    page.get_by_role("radio", name="mpt4lm-background").locator("visible=true").click()
+    page.get_by_text("This model was tuned with MPT4LM").wait_for()
+    page.locator(".strip").get_by_text("background", exact=True).click()
+    page.get_by_text("read “background”").first.wait_for()
+    picture_of(page, "mpt4lm")
+
+
 def test_every_tab_opens_before_anything_is_asked(visit):
     page = visit()
     for name in (*TABS[1:], TABS[0]):

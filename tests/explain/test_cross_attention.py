@@ -109,6 +109,12 @@ def test_figures_and_view():
         assert figure.layout.title.text and figure.data[0].z is not None
     seen = view(backbone, IMAGE, QUESTION, "cross-attention", answer="a cat")
     assert len(seen.data["to_words"]) == len(maps.to_words[0]) and seen.data["words"] == maps.words
+    at = maps.words.index("W")  # one byte a token
+    seen = view(backbone, IMAGE, QUESTION, "cross-attention", answer="a cat", word=" w")
+    torch.testing.assert_close(torch.tensor(seen.data["word_to_patches"]), maps.of_word(at))
+    assert seen.data["word"] == "W" and "“W”" in seen.figure.layout.title.text
+    with pytest.raises(InputError, match="The queries read no word 'dog'; give one of .*'W'"):
+        view(backbone, IMAGE, QUESTION, "cross-attention", answer="a cat", word="dog")
     with pytest.raises(InputError, match="There is no view 'attention' of .*; choose one of cross-attention"):
         view(backbone, IMAGE, QUESTION, "attention", answer="a cat")
 

@@ -56,6 +56,8 @@ def test_the_models_own_answer_is_explained(backbone):
 def test_bad_input(backbone):
     with pytest.raises(InputError, match="There is no view 'magic' of .*; choose one of attention, attribution"):
         view(backbone, IMAGE, QUESTION, "magic")
+    with pytest.raises(InputError, match="The view 'attention' is of no single word; leave the word out"):
+        view(backbone, IMAGE, QUESTION, "attention", answer="a cat", word="it")
     with pytest.raises(InputError, match="answered nothing"):
         view(backbone, IMAGE, QUESTION, "attention", answer="")
     with pytest.raises(InputError, match="Interaction is between textual and visual prompts"):
