@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from peft import (
     PeftConfig,
     PeftModel,
@@ -120,7 +120,9 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             written, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
-    accelerator = Accelerator(cpu=backbone.model.device.type == "cpu")
+    # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=backbone.model.device.type == "cpu", kwargs_handlers=[unused])
     if config.pictures % (config.accumulate * accelerator.num_processes):
         raise InputError(
             f"{config.pictures} pictures a step in {config.accumulate} part(s) cannot be shared out evenly among "

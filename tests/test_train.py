@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -458,30 +457,3 @@ def test_a_start_that_does_not_fit(tmp_path):
         settings(tmp_path, start="nowhere")
     with pytest.raises(InputError, match="starts from a backbone, not an adapter"):
         train(tiny_backbone(), None, settings(tmp_path / "full", start=tmp_path / "lora"))
-
-
-# --- several processes -------------------------------------------------------------------------------------------
-
-SCRIPT = """
-import sys
-sys.path.insert(0, {tests!r})
-import torch
-torch.set_num_threads(1)
-from test_train import run
-run(sys.argv[1], "m2pt", pictures=4, steps=3)
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_learn_the_same_as_one(tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(SCRIPT.format(tests=str(Path(__file__).parent)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(script), str(tmp_path / "two")]
-    root = str(Path(__file__).parent.parent)
-    subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": root}, timeout=900)
-    one = run(tmp_path / "one", "m2pt", pictures=4, steps=3)
-    two = load_file(tmp_path / "two" / "adapter_model.safetensors")
-    assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], atol=2e-5, rtol=1e-3)
