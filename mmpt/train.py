@@ -34,11 +34,12 @@ from tqdm.auto import tqdm
 from mmpt.backbones import Backbone, adapter_folder, load
 from mmpt.data import conversation, own_examples, seed_of
 from mmpt.errors import InputError
-from mmpt.runs import finish, log, open_run, save
+from mmpt.rates import make_optimizer, schedule
+from mmpt.runs import check_tracker, finish, log, open_run, save, start_tracker
 from mmpt.tasks import check_tasks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MAY_CHANGE = ("out", "save_every", "log_every", "resume")  # when a run is resumed
+_MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
 
 
 @dataclass
@@ -65,6 +66,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False  # compute activations twice, keep fewer of them
     save_every: int = 100  # steps
     log_every: int = 10  # steps
+    report_to: str | None = None  # "tensorboard" or "wandb": gets what log.jsonl gets. TensorBoard's files are in out
     resume: bool = False  # go on from out/checkpoint.pt if there is one
     tasks: tuple[str, ...] | None = None  # None: all
     scenes: int | None = None  # how many different pictures are used; None: always new ones
@@ -88,6 +90,8 @@ class TrainConfig:
             raise InputError(f"seed is {self.seed!r}; give a whole number.")
         if self.precision not in (None, *PRECISIONS):
             raise InputError(f'precision is {self.precision!r}; give "fp32", "bf16" or None (as loaded).')
+        if self.report_to is not None:
+            check_tracker(self.report_to)
         if self.pictures % self.accumulate:
             raise InputError(
                 f"{self.pictures} pictures a step cannot be cut into {self.accumulate} equal parts; "
@@ -122,7 +126,12 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     """
     # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(cpu=backbone.model.device.type == "cpu", kwargs_handlers=[unused])
+    accelerator = Accelerator(
+        cpu=backbone.model.device.type == "cpu",
+        kwargs_handlers=[unused],
+        log_with=config.report_to,
+        project_dir=config.out,
+    )
     if config.pictures % (config.accumulate * accelerator.num_processes):
         raise InputError(
             f"{config.pictures} pictures a step in {config.accumulate} part(s) cannot be shared out evenly among "
@@ -149,8 +158,9 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     model = backbone.model
     tuned = _prepare(model, backbone.name, config)
     loss_of = accelerator.prepare(AnswerLoss(model))
-    optimizer = _optimizer(model, tuned, config)
+    optimizer = make_optimizer(model, tuned, config)
     losses, questions, seconds = _restore(saved, tuned, optimizer)
+    start_tracker(accelerator, config.out, run, len(losses))
     started = time.monotonic() - seconds
     try:
         with tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process) as bar:
@@ -165,7 +175,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
                 if accelerator.is_main_process:
                     state = {"losses": losses, "questions": questions, "seconds": seconds}
                     if len(losses) % config.log_every == 0 or len(losses) == config.steps:
-                        log(config.out, state, config.log_every, rate=schedule(step, config))
+                        row = log(config.out, state, config.log_every, rate=schedule(step, config))
+                        accelerator.log(row, step=len(losses))
                     if len(losses) % config.save_every == 0 or len(losses) == config.steps:
                         save(config.out, state | {"run": run, "tuned": tuned, "optimizer": optimizer.state_dict()})
         if accelerator.is_main_process:
@@ -179,6 +190,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             "command with --resume (in Python: resume=True)."
         ) from None
     finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
         model.eval()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_disable()
@@ -220,14 +233,6 @@ class AnswerLoss(nn.Module):
         finally:
             handle.remove()
         return functional.cross_entropy(logits.float(), targets[rows, columns], reduction="sum")
-
-
-def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear up over the warm-up, then a cosine down to 0."""
-    up = math.ceil(config.warmup * config.steps)
-    if step < up:
-        return (step + 1) / up
-    return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, config.steps - up)))
 
 
 def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, step):
@@ -293,40 +298,6 @@ def _prepare(model, name, config):
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _optimizer(model, tuned, config):
-    peaks = {name: config.projector_lr if "projector" in name else config.lr for name in tuned}
-    if config.relative_lr:
-        peaks |= {name: config.relative_lr * size for name, size in _sizes(model, tuned).items()}
-    groups = [
-        {"params": [tuned[name] for name in peaks if peaks[name] == peak], "peak": peak, "lr": peak}
-        for peak in dict.fromkeys(peaks.values())
-    ]
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-
-
-def _sizes(model, tuned):
-    """Root mean square of a typical vector of each layer's prompts (P, D), by name.
-
-    A normalisation reads the prompts of a layer, so only their change relative to their size matters to it, while
-    AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states move 200
-    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero
-    are added to what a slot carries; theirs is the size of what the layer before adds to its input.
-    """
-    prompts = {name: p.detach() for name, p in tuned.items() if "textual_prompts" in name or "visual_prompts" in name}
-    sizes = {name: _typical_size(p) for name, p in prompts.items()}
-    zero = [name for name in sizes if sizes[name] == 0]
-    if zero:
-        inputs = model.base_model.layer.backbone.layer_inputs(model.active_peft_config.init_token_ids)
-        for name in zero:
-            layer = int(name.rpartition(".")[2])
-            sizes[name] = _typical_size(inputs[layer] - inputs[layer - 1])
-    return sizes
-
-
-def _typical_size(vectors):
-    return vectors.square().mean(-1).sqrt().median().item()
 
 
 def _describe(backbone, peft_config, config):

@@ -115,14 +115,15 @@ def test_what_two_processes_began_two_or_one_go_on_with(one, tmp_path):
 
 
 @pytest.mark.slow
-def test_accelerate_launches_the_command(tmp_path):
+def test_the_command_in_two_processes(tmp_path):
+    """Started by torchrun: `accelerate launch --cpu` starts one process, whatever the number."""
     backbone = tiny_backbone()
     backbone.model.save_pretrained(tmp_path / "model")
     backbone.processor.save_pretrained(tmp_path / "model")
     command = "-m mmpt train --method m2pt --steps 2 --pictures 2 --backbone model --out".split()
-    launch = "-m accelerate.commands.launch --cpu --num_processes 2 --num_machines 1".split()
+    torchrun = "-m torch.distributed.run --standalone --nproc_per_node 2".split()
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    for out, start in (("one", []), ("two", launch)):
+    for out, start in (("one", []), ("two", torchrun)):
         subprocess.run([sys.executable, *start, *command, out], check=True, cwd=tmp_path, env=environment, timeout=900)
     assert json.loads((tmp_path / "two" / "training.json").read_text())["processes"] == 2
     assert_same(tmp_path / "two", tmp_path / "one")

@@ -21,8 +21,9 @@ import mmpt.runs
 import mmpt.train
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
+from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
-from mmpt.train import AnswerLoss, TrainConfig, _optimizer, conversation, schedule, train
+from mmpt.train import AnswerLoss, TrainConfig, conversation, schedule, train
 
 LORA = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_dropout": 0.1}
 METHODS = {
@@ -232,7 +233,7 @@ def test_relative_rates_follow_the_size_of_the_prompts():
     model = SimpleNamespace(active_peft_config=SimpleNamespace(init_token_ids=[5, 6, 7]), base_model=SimpleNamespace())
     inputs = [torch.zeros(3, 2), torch.full((3, 2), 4.0), torch.full((3, 2), 1.0)]
     model.base_model.layer = SimpleNamespace(backbone=SimpleNamespace(layer_inputs=lambda ids: inputs[: len(ids)]))
-    optimizer = _optimizer(model, tuned, TrainConfig("x", relative_lr=0.02, projector_lr=0.3))
+    optimizer = make_optimizer(model, tuned, TrainConfig("x", relative_lr=0.02, projector_lr=0.3))
     rates = {id(p): group["peak"] for group in optimizer.param_groups for p in group["params"]}
     assert [rates[id(p)] for p in tuned.values()] == pytest.approx([0.002, 0.1, 0.06, 0.3])
 
