@@ -53,9 +53,10 @@ def train(args):
     config = TrainConfig(**rates | given)
     if args.push_to_hub:
         open_repo(args.push_to_hub)
+    process = PartialState()  # each process takes its own GPU, before anything is loaded
     backbone = chosen.load(args.backbone, quantize=args.quantize)
     folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config)
-    if PartialState().is_main_process:
+    if process.is_main_process:
         print(f"{chosen.row} in {folder}")
         if args.push_to_hub:
             print(push(folder, args.push_to_hub))

@@ -103,9 +103,9 @@ def save(out: Path, state: dict) -> None:
         raise _unwritten(out, error) from error
 
 
-def finish(out: Path, backbone, state: dict, accelerator) -> None:
+def finish(out: Path, backbone, weights: dict, state: dict, accelerator) -> None:
     """Write the adapter (or the whole model, if it has none), its model card and `training.json`, and drop the
-    checkpoint; `state` holds run, losses, questions and seconds.
+    checkpoint; `weights` are what was tuned (or all), by name, `state` holds run, losses, questions and seconds.
 
     Files are moved in from a temporary folder, those last by which an adapter and a finished run are known.
     """
@@ -123,9 +123,9 @@ def finish(out: Path, backbone, state: dict, accelerator) -> None:
     late = (_ADAPTER, _RECORD)
     try:
         if isinstance(model, PeftModel):
-            model.save_pretrained(temporary, save_embedding_layers=False)
+            model.save_pretrained(temporary, state_dict=weights, save_embedding_layers=False)
         else:
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=weights)
             backbone.processor.save_pretrained(temporary)
         (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
         (temporary / "README.md").write_text(card(record), encoding="utf-8")

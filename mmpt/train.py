@@ -1,6 +1,6 @@
 """Tune an adapter on pictures and questions: one loop for any PEFT method, on a CPU, a GPU or several.
 
-Several processes are started by `accelerate launch`.
+Several processes are started by `accelerate launch`, on CPUs by torchrun; `mmpt/fsdp.yaml` cuts a model up among GPUs.
 
 What a step sees follows from the seed and the step's number alone, so an interrupted run that is resumed ends with the
 same weights as an unbroken one. Several questions on a picture are packed as turns of one conversation, as LLaVA packs
@@ -36,6 +36,7 @@ from mmpt.data import conversation, own_examples, seed_of
 from mmpt.errors import InputError
 from mmpt.rates import make_optimizer, schedule
 from mmpt.runs import check_tracker, finish, log, open_run, save, start_tracker
+from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -111,6 +112,8 @@ class TrainConfig:
 def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfig) -> Path:
     """Tune the adapter of `peft_config` on `backbone`, which carries it afterwards; returns the adapter's folder.
 
+    Under FSDP the backbone is left cut up: load the folder afresh to ask it.
+
     With None the LLM and the projector themselves are tuned (full fine-tuning; the vision encoder stays frozen, as in
     LLaVA), and the folder holds a whole model for `mmpt.load`.
 
@@ -146,19 +149,10 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         else:
             backbone.add_adapter(config.out)
         return config.out
-    torch.manual_seed(config.seed)
-    if peft_config is None and config.start:
-        raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as the backbone.")
-    if peft_config is None:
-        backbone.model.requires_grad_(True).model.vision_tower.requires_grad_(False)
-    else:
-        backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
-        if config.start:
-            _start_from(backbone, adapter_folder(config.start))
-    model = backbone.model
+    model = backbone.model = _start(backbone, peft_config, config)
     tuned = _prepare(model, backbone.name, config)
-    loss_of = accelerator.prepare(AnswerLoss(model))
-    optimizer = make_optimizer(model, tuned, config)
+    loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
+    tuned = _tuned(model)  # by FSDP put in the place of what was there
     losses, questions, seconds = _restore(saved, tuned, optimizer)
     start_tracker(accelerator, config.out, run, len(losses))
     started = time.monotonic() - seconds
@@ -172,16 +166,12 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
                 questions, seconds = questions + asked, time.monotonic() - started
                 bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
                 bar.update()
-                if accelerator.is_main_process:
-                    state = {"losses": losses, "questions": questions, "seconds": seconds}
-                    if len(losses) % config.log_every == 0 or len(losses) == config.steps:
-                        row = log(config.out, state, config.log_every, rate=schedule(step, config))
-                        accelerator.log(row, step=len(losses))
-                    if len(losses) % config.save_every == 0 or len(losses) == config.steps:
-                        save(config.out, state | {"run": run, "tuned": tuned, "optimizer": optimizer.state_dict()})
+                state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
+                _keep(state, tuned, optimizer, accelerator, config)
+        weights = whole(tuned if peft_config else model.state_dict(), accelerator.is_main_process)
         if accelerator.is_main_process:
             state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
-            finish(config.out, backbone, state, accelerator)
+            finish(config.out, backbone, weights, state, accelerator)
         accelerator.wait_for_everyone()
     except KeyboardInterrupt:
         kept = "a checkpoint is kept" if (config.out / "checkpoint.pt").exists() else "no checkpoint was due yet"
@@ -267,6 +257,31 @@ def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, st
     return total, asked
 
 
+def _keep(state, tuned, optimizer, accelerator, config):
+    """Log and checkpoint, at the steps at which they are due."""
+    steps, main = len(state["losses"]), accelerator.is_main_process
+    if main and (steps % config.log_every == 0 or steps == config.steps):
+        accelerator.log(log(config.out, state, config.log_every, schedule(steps - 1, config)), step=steps)
+    if steps % config.save_every == 0 or steps == config.steps:
+        parts = whole({"tuned": tuned, "optimizer": optimizer.state_dict()}, main)
+        if main:
+            save(config.out, state | parts)
+
+
+def _start(backbone, peft_config, config):
+    """The model with what is tuned on it, as it is before the first step."""
+    torch.manual_seed(config.seed)
+    if peft_config is None:
+        if config.start:
+            raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as backbone.")
+        backbone.model.requires_grad_(True).model.vision_tower.requires_grad_(False)
+    else:
+        backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
+        if config.start:
+            _start_from(backbone, adapter_folder(config.start))
+    return backbone.model
+
+
 def _start_from(backbone, folder):
     """Copy the adapter's weights. PEFT itself would pass over what does not fit."""
     weights = load_peft_weights(folder, device=str(backbone.model.device))
@@ -297,6 +312,10 @@ def _prepare(model, name, config):
     model.train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return _tuned(model)
+
+
+def _tuned(model):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
@@ -318,6 +337,9 @@ def _restore(saved, tuned, optimizer):
         return [], 0, 0.0
     with torch.no_grad():
         for name, parameter in tuned.items():
-            parameter.copy_(saved["tuned"][name])
+            parameter.copy_(sharded_like(saved["tuned"][name], parameter))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for i, moments in saved["optimizer"]["state"].items():
+        moments |= {name: sharded_like(moment, parameters[i]) for name, moment in moments.items()}
     optimizer.load_state_dict(saved["optimizer"])
     return saved["losses"], saved["questions"], saved["seconds"]

@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import debug_launcher
+from accelerate.commands import launch
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
 from helpers import tiny_backbone
 from peft import LoraConfig
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 import mmpt.train
 from mmpt.m2pt import M2PTConfig
@@ -46,22 +51,41 @@ def run(out, method="m2pt", **changes):
     train(backbone, METHODS[method], settings(out, **changes))
 
 
-def two_processes(*args, stop_before=None, **changes):
+def two_processes(*args, stop_before=None, sharded=False, **changes):
     """`run` in two processes that are forked off, on one CPU."""
-    debug_launcher(_forked, (args, stop_before, changes))
+    debug_launcher(_forked, (args, stop_before, sharded, changes))
 
 
-def _forked(args, stop_before, changes):
+def _forked(args, stop_before, sharded, changes):
     AcceleratorState._reset_state(True)  # what this process knew of itself
+    if sharded:
+        _shard()
     step = mmpt.train._step
 
     def stopping(*given):
         if given[-1] == stop_before:
             raise KeyboardInterrupt
+        assert all(isinstance(p, DTensor) == sharded for p in given[1].parameters())
+        # The loss as a whole and two layers of each encoder.
+        assert sum(isinstance(m, FSDPModule) for m in given[1].modules()) == (5 if sharded else 0)
         return step(*given)
 
     mmpt.train._step = stopping
     run(*args, **changes)
+
+
+def _shard():
+    """What `accelerate launch --config_file mmpt/fsdp.yaml` brings about on GPUs; on CPUs it takes no notice of it."""
+    config = str(Path(mmpt.train.__file__).parent / "fsdp.yaml")
+    asked = launch.launch_command_parser().parse_args(["--config_file", config, "--num_processes", "2", "script.py"])
+    os.environ |= prepare_multi_gpu_env(launch._validate_launch_command(asked)[0])
+    prepare = AcceleratorState.__init__
+
+    def sharding(self, *args, **kwargs):
+        prepare(self, *args, **kwargs)
+        self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, FullyShardedDataParallelPlugin()
+
+    AcceleratorState.__init__ = sharding
 
 
 def assert_same(folder, reference):
@@ -112,6 +136,18 @@ def test_what_two_processes_began_two_or_one_go_on_with(one, tmp_path):
     run(tmp_path / "alone", resume=True)
     assert_same(tmp_path / "alone", one)
     assert len((tmp_path / "alone" / "log.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_sharded_weights_learn_the_same_and_resume(tmp_path, method):
+    changes = {"steps": 2, "accumulate": 2, "gradient_checkpointing": True}
+    run(tmp_path / "one", method, steps=2)
+    two_processes(tmp_path / "two", method, stop_before=1, sharded=True, **changes)
+    shutil.copytree(tmp_path / "two", tmp_path / "alone")
+    two_processes(tmp_path / "two", method, resume=True, sharded=True, **changes)
+    run(tmp_path / "alone", method, resume=True, **changes)
+    assert_same(tmp_path / "two", tmp_path / "one")
+    assert_same(tmp_path / "alone", tmp_path / "one")
 
 
 @pytest.mark.slow
