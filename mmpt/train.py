@@ -123,8 +123,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
 
     Raises:
         InputError: `out` is a file or holds another run, the backbone carries an adapter already, `start` does not
-            fit, `data` holds nothing to tune on, the pictures do not divide among the processes, something cannot be
-            written, or the loss is no longer a number.
+            fit, `data` holds nothing to tune on, the pictures do not divide among the processes, FSDP with PEFT's own
+            prompt methods, something cannot be written, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
@@ -140,6 +140,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             f"{config.pictures} pictures a step in {config.accumulate} part(s) cannot be shared out evenly among "
             f"{accelerator.num_processes} processes; make pictures a multiple of their product."
         )
+    if accelerator.distributed_type == "FSDP" and getattr(peft_config, "is_prompt_learning", False):
+        raise InputError(f"PEFT cannot save {peft_config.peft_type.value} under FSDP; start the processes without it.")
     examples = own_examples(config, tell=accelerator.is_main_process)
     run = _describe(backbone, peft_config, config)
     saved = open_run(config.out, run, config.resume, accelerator)

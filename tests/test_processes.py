@@ -15,10 +15,11 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
 from helpers import tiny_backbone
-from peft import LoraConfig
+from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import ProcessRaisedException
 
 import mmpt.train
 from mmpt.m2pt import M2PTConfig
@@ -29,6 +30,7 @@ METHODS = {
     "m2pt": M2PTConfig(num_textual_prompts=3, num_visual_prompts=2),
     # Also on the vision encoder's last layer, which the features that the LLM reads come before: no gradient there.
     "lora": LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False),
+    "prompt tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
 
 
@@ -138,7 +140,7 @@ def test_what_two_processes_began_two_or_one_go_on_with(one, tmp_path):
     assert len((tmp_path / "alone" / "log.jsonl").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["m2pt", "lora"])
 def test_sharded_weights_learn_the_same_and_resume(tmp_path, method):
     changes = {"steps": 2, "accumulate": 2, "gradient_checkpointing": True}
     run(tmp_path / "one", method, steps=2)
@@ -148,6 +150,14 @@ def test_sharded_weights_learn_the_same_and_resume(tmp_path, method):
     run(tmp_path / "alone", method, resume=True, **changes)
     assert_same(tmp_path / "two", tmp_path / "one")
     assert_same(tmp_path / "alone", tmp_path / "one")
+
+
+def test_what_cannot_be_sharded_is_told_before_the_work(tmp_path):
+    with pytest.raises(
+        ProcessRaisedException, match="InputError: PEFT cannot save PROMPT_TUNING under FSDP; start the"
+    ):
+        two_processes(tmp_path / "out", "prompt tuning", sharded=True)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow
