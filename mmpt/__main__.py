@@ -40,6 +40,7 @@ def ask(args):
 
 
 def train(args):
+    import torch
     from accelerate import PartialState
 
     from mmpt.hub import open_repo, push
@@ -53,7 +54,8 @@ def train(args):
     config = TrainConfig(**rates | given)
     if args.push_to_hub:
         open_repo(args.push_to_hub)
-    process = PartialState()  # each process takes its own GPU, before anything is loaded
+    # Each process takes its own GPU, before anything is loaded.
+    process = PartialState(cpu=not torch.cuda.is_available())
     backbone = chosen.load(args.backbone, quantize=args.quantize)
     folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config)
     if process.is_main_process:
