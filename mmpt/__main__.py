@@ -1,4 +1,4 @@
-"""The command line: `python -m mmpt ask | train | evaluate | explain | score | table | bench | scenes`."""
+"""The command line: `python -m mmpt ask | train | push | evaluate | explain | score | table | bench | scenes`."""
 
 import argparse
 import dataclasses
@@ -40,6 +40,10 @@ def ask(args):
 
 
 def train(args):
+    import torch
+    from accelerate import PartialState
+
+    from mmpt.hub import open_repo, push
     from mmpt.methods import method
     from mmpt.train import TrainConfig, train
 
@@ -48,8 +52,22 @@ def train(args):
     given = {name: value for name, value in vars(args).items() if name in names and value is not None}
     rates = {name: rate for name, rate in chosen.rates.items() if not (name == "relative_lr" and "lr" in given)}
     config = TrainConfig(**rates | given)
+    if args.push_to_hub:
+        open_repo(args.push_to_hub)
+    # Each process takes its own GPU, before anything is loaded.
+    process = PartialState(cpu=not torch.cuda.is_available())
     backbone = chosen.load(args.backbone, quantize=args.quantize)
-    print(f"{chosen.row} in {train(backbone, chosen.configure(backbone.processor.tokenizer), config)}")
+    folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config)
+    if process.is_main_process:
+        print(f"{chosen.row} in {folder}")
+        if args.push_to_hub:
+            print(push(folder, args.push_to_hub))
+
+
+def push(args):
+    from mmpt.hub import push
+
+    print(push(args.adapter, args.repo, args.results, args.licence))
 
 
 def evaluate(args):
@@ -162,9 +180,9 @@ def parser():
     def command(run, help, *, adapter=None):
         sub = commands.add_parser(run.__name__, help=help, description=help)
         sub.set_defaults(run=run)
-        if run not in (scenes, score, table):
+        if run not in (push, scenes, score, table):
             sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
-        if run not in (scenes, score, table, bench):
+        if run not in (push, scenes, score, table, bench):
             sub.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
         if adapter:
             sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
@@ -197,8 +215,16 @@ def parser():
     sub.add_argument("--precision", choices=("fp32", "bf16"), help="of the frozen weights (default: as loaded)")
     sub.add_argument("--gradient-checkpointing", action="store_true", help="compute activations twice, to save memory")
     sub.add_argument("--save-every", type=int, metavar="STEPS")
+    sub.add_argument("--report-to", choices=("tensorboard", "wandb"), help="gets what log.jsonl gets")
     sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the adapter in the end, with a model card")
     sub.add_argument("--resume", action="store_true", help="go on from the last checkpoint in --out")
+
+    sub = command(push, "Upload an adapter, or a whole tuned model, to the hub, with a model card.")
+    sub.add_argument("adapter", help="shipped name, or folder of a finished run")
+    sub.add_argument("repo", metavar="OWNER/NAME")
+    sub.add_argument("--results", nargs="+", default=[], metavar="FILE", help="of evaluate --json, for the card")
+    sub.add_argument("--licence", metavar="NAME", help="as the hub calls it (default: apache-2.0 on tiny, else open)")
 
     sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.", adapter="none")
     sub.add_argument("--suite", required=True, help="base, tasks, mini, mpt4lm, one of their suites, or mme, pope, …")

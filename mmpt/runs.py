@@ -1,4 +1,5 @@
-"""A training run's folder: log.jsonl and checkpoint.pt while it goes on; in the end the adapter and training.json.
+"""A training run's folder: log.jsonl and checkpoint.pt while it goes on; in the end the adapter, README.md, its model
+card, and training.json.
 
 Checkpoint and adapter are written under another name first and then renamed, so an interruption leaves no half of one.
 """
@@ -14,10 +15,13 @@ from pickle import UnpicklingError
 
 import psutil
 import torch
+from accelerate.utils import is_tensorboard_available, is_wandb_available
 from peft import PeftModel
 
 from mmpt.errors import InputError
+from mmpt.hub import card
 
+TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 _LOG, _CHECKPOINT, _ADAPTER, _RECORD = "log.jsonl", "checkpoint.pt", "adapter_config.json", "training.json"
 
 
@@ -52,8 +56,31 @@ def open_run(out: Path, run: dict, resume: bool, accelerator) -> dict | str | No
     return saved
 
 
-def log(out: Path, state: dict, n: int, rate: float) -> None:
-    """Append a line with the mean loss of the last `n` steps; `state` holds losses, questions and seconds so far."""
+def check_tracker(name: str) -> None:
+    """InputError if `name` is none of `TRACKERS`, or its package is not installed."""
+    if name not in TRACKERS:
+        raise InputError(f"report_to is {name!r}; give {' or '.join(map(repr, TRACKERS))}, or None.")
+    if not TRACKERS[name]():
+        raise InputError(f"report_to is {name!r}, which is not installed: pip install {name}.")
+
+
+def start_tracker(accelerator, out: Path, run: dict, steps: int) -> None:
+    """Start what `accelerator` logs with, if anything, with the settings of `run`, of which `steps` are done.
+
+    Raises:
+        InputError: it would not start.
+    """
+    settings = {k: v if type(v) in (bool, int, float) else str(v) for k, v in (run["method"] | run["config"]).items()}
+    options = {"tensorboard": {"purge_step": steps + 1}, "wandb": {"name": out.name, "dir": str(out)}}
+    try:
+        accelerator.init_trackers("mmpt", settings | {"backbone": run["backbone"]}, options)
+    except Exception as error:  # each of them has errors of its own
+        raise InputError(f"The tracker did not start ({error}); mend that, or leave report_to out.") from error
+
+
+def log(out: Path, state: dict, n: int, rate: float) -> dict:
+    """Append a row with the mean loss of the last `n` steps and return it; `state` holds losses, questions and seconds
+    so far."""
     recent = state["losses"][-n:]
     row = {"step": len(state["losses"]), "loss": sum(recent) / len(recent), "rate": rate}
     row |= {"questions": state["questions"], "seconds": round(state["seconds"], 2)}
@@ -62,6 +89,7 @@ def log(out: Path, state: dict, n: int, rate: float) -> None:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise _unwritten(out, error) from error
+    return row
 
 
 def save(out: Path, state: dict) -> None:
@@ -75,9 +103,9 @@ def save(out: Path, state: dict) -> None:
         raise _unwritten(out, error) from error
 
 
-def finish(out: Path, backbone, state: dict, accelerator) -> None:
-    """Write the adapter (or the whole model, if it has none) and `training.json`, and drop the checkpoint; `state`
-    holds run, losses, questions and seconds.
+def finish(out: Path, backbone, weights: dict, state: dict, accelerator) -> None:
+    """Write the adapter (or the whole model, if it has none), its model card and `training.json`, and drop the
+    checkpoint; `weights` are what was tuned (or all), by name, `state` holds run, losses, questions and seconds.
 
     Files are moved in from a temporary folder, those last by which an adapter and a finished run are known.
     """
@@ -95,11 +123,12 @@ def finish(out: Path, backbone, state: dict, accelerator) -> None:
     late = (_ADAPTER, _RECORD)
     try:
         if isinstance(model, PeftModel):
-            model.save_pretrained(temporary, save_embedding_layers=False)
+            model.save_pretrained(temporary, state_dict=weights, save_embedding_layers=False)
         else:
-            model.save_pretrained(temporary)
+            model.save_pretrained(temporary, state_dict=weights)
             backbone.processor.save_pretrained(temporary)
         (temporary / _RECORD).write_text(json.dumps(record, indent=1) + "\n")
+        (temporary / "README.md").write_text(card(record), encoding="utf-8")
         names = {file.name for file in temporary.iterdir()}
         for name in (*sorted(names - set(late)), *(name for name in late if name in names)):
             (temporary / name).replace(out / name)

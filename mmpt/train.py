@@ -1,6 +1,6 @@
 """Tune an adapter on pictures and questions: one loop for any PEFT method, on a CPU, a GPU or several.
 
-Several processes are started by `accelerate launch`.
+Several processes are started by `accelerate launch`, on CPUs by torchrun; `mmpt/fsdp.yaml` cuts a model up among GPUs.
 
 What a step sees follows from the seed and the step's number alone, so an interrupted run that is resumed ends with the
 same weights as an unbroken one. Several questions on a picture are packed as turns of one conversation, as LLaVA packs
@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs
 from peft import (
     PeftConfig,
     PeftModel,
@@ -35,11 +35,13 @@ from mmpt.backbones import Backbone, adapter_folder, load
 from mmpt.data import conversation, own_examples, seed_of
 from mmpt.errors import InputError
 from mmpt.m2pt.backbone import find_backbone
-from mmpt.runs import finish, log, open_run, save
+from mmpt.rates import make_optimizer, schedule
+from mmpt.runs import check_tracker, finish, log, open_run, save, start_tracker
+from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_MAY_CHANGE = ("out", "save_every", "log_every", "resume")  # when a run is resumed
+_MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
 
 
 @dataclass
@@ -66,6 +68,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False  # compute activations twice, keep fewer of them
     save_every: int = 100  # steps
     log_every: int = 10  # steps
+    report_to: str | None = None  # "tensorboard" or "wandb": gets what log.jsonl gets. TensorBoard's files are in out
     resume: bool = False  # go on from out/checkpoint.pt if there is one
     tasks: tuple[str, ...] | None = None  # None: all
     scenes: int | None = None  # how many different pictures are used; None: always new ones
@@ -89,6 +92,8 @@ class TrainConfig:
             raise InputError(f"seed is {self.seed!r}; give a whole number.")
         if self.precision not in (None, *PRECISIONS):
             raise InputError(f'precision is {self.precision!r}; give "fp32", "bf16" or None (as loaded).')
+        if self.report_to is not None:
+            check_tracker(self.report_to)
         if self.pictures % self.accumulate:
             raise InputError(
                 f"{self.pictures} pictures a step cannot be cut into {self.accumulate} equal parts; "
@@ -108,6 +113,8 @@ class TrainConfig:
 def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfig) -> Path:
     """Tune the adapter of `peft_config` on `backbone`, which carries it afterwards; returns the adapter's folder.
 
+    Under FSDP the backbone is left cut up: load the folder afresh to ask it.
+
     With None the LLM and the projector themselves are tuned (full fine-tuning; the vision encoder stays frozen, as in
     LLaVA), and the folder holds a whole model for `mmpt.load`.
 
@@ -117,16 +124,25 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
 
     Raises:
         InputError: `out` is a file or holds another run, the backbone carries an adapter already, `start` does not
-            fit, `data` holds nothing to tune on, the pictures do not divide among the processes, something cannot be
-            written, or the loss is no longer a number.
+            fit, `data` holds nothing to tune on, the pictures do not divide among the processes, FSDP with PEFT's own
+            prompt methods, something cannot be written, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
-    accelerator = Accelerator(cpu=backbone.model.device.type == "cpu")
+    # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(
+        cpu=backbone.model.device.type == "cpu",
+        kwargs_handlers=[unused],
+        log_with=config.report_to,
+        project_dir=config.out,
+    )
     if config.pictures % (config.accumulate * accelerator.num_processes):
         raise InputError(
             f"{config.pictures} pictures a step in {config.accumulate} part(s) cannot be shared out evenly among "
             f"{accelerator.num_processes} processes; make pictures a multiple of their product."
         )
+    if accelerator.distributed_type == "FSDP" and getattr(peft_config, "is_prompt_learning", False):
+        raise InputError(f"PEFT cannot save {peft_config.peft_type.value} under FSDP; start the processes without it.")
     examples = own_examples(config, tell=accelerator.is_main_process)
     run = _describe(backbone, peft_config, config)
     saved = open_run(config.out, run, config.resume, accelerator)
@@ -136,20 +152,12 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         else:
             backbone.add_adapter(config.out)
         return config.out
-    torch.manual_seed(config.seed)
-    if peft_config is None and config.start:
-        raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as the backbone.")
-    if peft_config is None:
-        find_backbone(backbone.model.requires_grad_(True)).tower.requires_grad_(False)
-    else:
-        backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
-        if config.start:
-            _start_from(backbone, adapter_folder(config.start))
-    model = backbone.model
+    model = backbone.model = _start(backbone, peft_config, config)
     tuned = _prepare(model, backbone.name, config)
-    loss_of = accelerator.prepare(AnswerLoss(model))
-    optimizer = _optimizer(model, tuned, config)
+    loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
+    tuned = _tuned(model)  # by FSDP put in the place of what was there
     losses, questions, seconds = _restore(saved, tuned, optimizer)
+    start_tracker(accelerator, config.out, run, len(losses))
     started = time.monotonic() - seconds
     try:
         with tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process) as bar:
@@ -161,15 +169,12 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
                 questions, seconds = questions + asked, time.monotonic() - started
                 bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
                 bar.update()
-                if accelerator.is_main_process:
-                    state = {"losses": losses, "questions": questions, "seconds": seconds}
-                    if len(losses) % config.log_every == 0 or len(losses) == config.steps:
-                        log(config.out, state, config.log_every, rate=schedule(step, config))
-                    if len(losses) % config.save_every == 0 or len(losses) == config.steps:
-                        save(config.out, state | {"run": run, "tuned": tuned, "optimizer": optimizer.state_dict()})
+                state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
+                _keep(state, tuned, optimizer, accelerator, config)
+        weights = whole(tuned if peft_config else model.state_dict(), accelerator.is_main_process)
         if accelerator.is_main_process:
             state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
-            finish(config.out, backbone, state, accelerator)
+            finish(config.out, backbone, weights, state, accelerator)
         accelerator.wait_for_everyone()
     except KeyboardInterrupt:
         kept = "a checkpoint is kept" if (config.out / "checkpoint.pt").exists() else "no checkpoint was due yet"
@@ -178,6 +183,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             "command with --resume (in Python: resume=True)."
         ) from None
     finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
         model.eval()
         if config.gradient_checkpointing:
             model.gradient_checkpointing_disable()
@@ -221,14 +228,6 @@ class AnswerLoss(nn.Module):
         return functional.cross_entropy(logits.float(), targets[rows, columns], reduction="sum")
 
 
-def schedule(step: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate at `step` (from 0): linear up over the warm-up, then a cosine down to 0."""
-    up = math.ceil(config.warmup * config.steps)
-    if step < up:
-        return (step + 1) / up
-    return 0.5 * (1 + math.cos(math.pi * (step - up) / max(1, config.steps - up)))
-
-
 def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, step):
     """One optimizer step; the loss, a mean over all labels of the step, and the number of questions."""
     processes, share = accelerator.num_processes, config.pictures // (config.accumulate * accelerator.num_processes)
@@ -261,6 +260,31 @@ def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, st
     return total, asked
 
 
+def _keep(state, tuned, optimizer, accelerator, config):
+    """Log and checkpoint, at the steps at which they are due."""
+    steps, main = len(state["losses"]), accelerator.is_main_process
+    if main and (steps % config.log_every == 0 or steps == config.steps):
+        accelerator.log(log(config.out, state, config.log_every, schedule(steps - 1, config)), step=steps)
+    if steps % config.save_every == 0 or steps == config.steps:
+        parts = whole({"tuned": tuned, "optimizer": optimizer.state_dict()}, main)
+        if main:
+            save(config.out, state | parts)
+
+
+def _start(backbone, peft_config, config):
+    """The model with what is tuned on it, as it is before the first step."""
+    torch.manual_seed(config.seed)
+    if peft_config is None:
+        if config.start:
+            raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as backbone.")
+        find_backbone(backbone.model.requires_grad_(True)).tower.requires_grad_(False)
+    else:
+        backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
+        if config.start:
+            _start_from(backbone, adapter_folder(config.start))
+    return backbone.model
+
+
 def _start_from(backbone, folder):
     """Copy the adapter's weights. PEFT itself would pass over what does not fit."""
     weights = load_peft_weights(folder, device=str(backbone.model.device))
@@ -291,41 +315,11 @@ def _prepare(model, name, config):
     model.train()
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return _tuned(model)
+
+
+def _tuned(model):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _optimizer(model, tuned, config):
-    peaks = {name: config.projector_lr if "projector" in name else config.lr for name in tuned}
-    if config.relative_lr:
-        peaks |= {name: config.relative_lr * size for name, size in _sizes(model, tuned).items()}
-    groups = [
-        {"params": [tuned[name] for name in peaks if peaks[name] == peak], "peak": peak, "lr": peak}
-        for peak in dict.fromkeys(peaks.values())
-    ]
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-
-
-def _sizes(model, tuned):
-    """Root mean square of a typical vector of each layer's prompts (P, D), by name.
-
-    A normalisation reads the prompts of a layer, so only their change relative to their size matters to it, while
-    AdamW's step has one size whatever the parameter's: under one rate, prompts that start as hidden states move 200
-    times less, for their size, in the last layer than in the first (mmpt/m2pt/README.md). Prompts that start at zero
-    are added to what a slot carries; theirs is the size of what the layer before adds to its input.
-    """
-    prompts = {name: p.detach() for name, p in tuned.items() if "textual_prompts" in name or "visual_prompts" in name}
-    sizes = {name: _typical_size(p) for name, p in prompts.items()}
-    zero = [name for name in sizes if sizes[name] == 0]
-    if zero:
-        inputs = model.base_model.layer.backbone.layer_inputs(model.active_peft_config.init_token_ids)
-        for name in zero:
-            layer = int(name.rpartition(".")[2])
-            sizes[name] = _typical_size(inputs[layer] - inputs[layer - 1])
-    return sizes
-
-
-def _typical_size(vectors):
-    return vectors.square().mean(-1).sqrt().median().item()
 
 
 def _describe(backbone, peft_config, config):
@@ -346,6 +340,9 @@ def _restore(saved, tuned, optimizer):
         return [], 0, 0.0
     with torch.no_grad():
         for name, parameter in tuned.items():
-            parameter.copy_(saved["tuned"][name])
+            parameter.copy_(sharded_like(saved["tuned"][name], parameter))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for i, moments in saved["optimizer"]["state"].items():
+        moments |= {name: sharded_like(moment, parameters[i]) for name, moment in moments.items()}
     optimizer.load_state_dict(saved["optimizer"])
     return saved["losses"], saved["questions"], saved["seconds"]

@@ -1,7 +1,13 @@
 """Training: gradients, checkpointing, the Trainer."""
 
+import json
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from helpers import tiny_backbone
+from PIL import Image
 from transformers import Trainer, TrainingArguments
 
 pytestmark = pytest.mark.unit
@@ -110,3 +116,37 @@ def test_trainer(tools, tmp_path, road):
     loaded = PeftModel.from_pretrained(tools.make_host(), tmp_path / "adapter").eval()
     with torch.no_grad():
         assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+def test_the_readmes_trainer(tmp_path, monkeypatch):
+    """The code in mmpt/m2pt/README.md, on a smaller model and for fewer steps, and going on from its checkpoint."""
+    import mmpt
+
+    readme = Path(mmpt.__file__).parent / "m2pt" / "README.md"
+    (code,) = (c for c in re.findall(r"```python\n(.*?)```", readme.read_text(), re.S) if "Trainer(" in c)
+    code = code.replace("max_steps=400", "max_steps=4, use_cpu=True, disable_tqdm=True, report_to=[]")
+    code = code.replace("save_steps=100", "save_steps=2").replace("batch_size=4", "batch_size=2")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mmpt, "load", lambda name: tiny_backbone())
+    Path("pictures").mkdir()
+    lines = []
+    for colour, answer in (("red", "a red one"), ("blue", "blue"), ("green", "it is green")):
+        Image.new("RGB", (40, 40), colour).save(f"pictures/{colour}.png")
+        lines.append(json.dumps({"image": f"{colour}.png", "question": "What colour?", "answer": answer}))
+    Path("pictures/questions.jsonl").write_text("\n".join(lines))
+
+    exec(code, names := {})
+    assert names["trainer"].state.global_step == 4 and not names["problems"]
+    tuned = names["model"].eval()
+    whole = {name: p.clone() for name, p in tuned.named_parameters() if p.requires_grad}
+    backbone = tiny_backbone()
+    backbone.add_adapter("runs/trainer/adapter")
+    batch = names["collate"](names["examples"])
+    with torch.no_grad():
+        assert torch.equal(backbone.model(**batch).logits, tuned(**batch).logits)
+
+    again = code.replace("trainer.train()", 'trainer.train(resume_from_checkpoint="runs/trainer/checkpoint-2")')
+    exec(again, names)
+    for name, parameter in names["model"].named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(parameter, whole[name], atol=1e-6, rtol=0)

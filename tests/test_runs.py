@@ -1,0 +1,122 @@
+"""What a run reports besides log.jsonl."""
+
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
+from helpers import tiny_backbone
+
+import mmpt.runs
+import mmpt.train
+from mmpt.errors import InputError
+from mmpt.m2pt import M2PTConfig
+from mmpt.train import TrainConfig, train
+
+
+def run(out, **changes):
+    config = {"steps": 4, "pictures": 1, "turns": 1, "log_every": 1, "save_every": 2} | changes
+    return train(tiny_backbone(), M2PTConfig(num_textual_prompts=2, num_visual_prompts=1), TrainConfig(out, **config))
+
+
+def rows(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def stop_before(monkeypatch):
+    """Lets the run be interrupted before a step, until the test ends or undoes it."""
+    original = mmpt.train._step
+
+    def before(step):
+        def stopping(*args):
+            if args[-1] == step:
+                raise KeyboardInterrupt
+            return original(*args)
+
+        monkeypatch.setattr(mmpt.train, "_step", stopping)
+
+    return before
+
+
+def test_a_tracker_gets_the_rows_of_the_log(tmp_path, monkeypatch):
+    told = SimpleNamespace(settings=None, rows=[], options=None, finished=0)
+
+    class Recorder(GeneralTracker):
+        name, requires_logging_directory, tracker = "wandb", False, None
+
+        def __init__(self, project, **options):
+            super().__init__()
+            told.project, told.options = project, options
+
+        def store_init_configuration(self, values):
+            told.settings = values
+
+        def log(self, values, step):
+            told.rows.append((step, values))
+
+        def finish(self):
+            told.finished += 1
+
+    monkeypatch.setitem(mmpt.runs.TRACKERS, "wandb", lambda: True)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Recorder)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
+    out = run(tmp_path / "mine", report_to="wandb", log_every=2)
+    assert told.rows == [(row["step"], row) for row in rows(out)] and len(told.rows) == 2
+    assert (told.project, told.options["name"], told.finished) == ("mmpt", "mine", 1)
+    assert told.settings["steps"] == 4 and told.settings["backbone"] == "tiny-random"
+    assert told.settings["num_textual_prompts"] == 2 and told.settings["tasks"] == "None"
+    assert "report_to" not in json.loads((out / "training.json").read_text())["config"]  # may change on resuming
+
+
+def test_tensorboards_files_hold_the_log_and_a_resumed_run_goes_on_in_them(tmp_path, monkeypatch, stop_before):
+    records = pytest.importorskip("tensorboardX.proto.event_pb2")
+
+    def events(folder):
+        for file in sorted(folder.glob("events.*"), key=lambda file: file.stat().st_mtime):
+            data = file.read_bytes()
+            while data:  # length (8 bytes), its checksum (4), an event, its checksum (4)
+                length = int.from_bytes(data[:8], "little")
+                yield records.Event.FromString(data[12 : 12 + length])
+                data = data[16 + length :]
+
+    out = tmp_path / "mine"
+    stop_before(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, report_to="tensorboard")
+    monkeypatch.undo()
+    time.sleep(1)  # tensorboardX names its files by the second
+    run(out, report_to="tensorboard", resume=True)
+    found, purged_from = {}, []
+    for event in events(out / "mmpt"):
+        if event.HasField("session_log") and event.step:
+            purged_from.append(event.step)
+        for value in event.summary.value:
+            if value.tag == "loss":
+                found[event.step] = value.simple_value
+    assert purged_from == [1, 3]  # what the first run said of step 3 is not in its checkpoint
+    assert found == pytest.approx({row["step"]: row["loss"] for row in rows(out)})
+
+
+def test_a_tracker_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setitem(mmpt.runs.TRACKERS, "wandb", lambda: False)
+    with pytest.raises(InputError, match="report_to is 'wandb', which is not installed: pip install wandb"):
+        TrainConfig(tmp_path, report_to="wandb")
+    with pytest.raises(InputError, match="report_to is 'paper'; give 'tensorboard' or 'wandb', or None"):
+        TrainConfig(tmp_path, report_to="paper")
+
+
+def test_a_tracker_that_does_not_start(tmp_path, monkeypatch):
+    class Broken(GeneralTracker):
+        name, requires_logging_directory = "wandb", False
+
+        def __init__(self, project, **options):
+            raise RuntimeError("no key for the service")
+
+    monkeypatch.setitem(mmpt.runs.TRACKERS, "wandb", lambda: True)
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "wandb", Broken)
+    monkeypatch.setattr("accelerate.tracking.get_available_trackers", lambda: [LoggerType.WANDB])
+    with pytest.raises(InputError, match="did not start .no key for the service.; mend that, or leave report_to out"):
+        run(tmp_path / "mine", report_to="wandb")
