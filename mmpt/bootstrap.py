@@ -28,8 +28,8 @@ def bootstrap(figures, rows, draws: int, seed: int, mark=None) -> dict[str, list
     for _ in range(draws):
         for name, value in sample(rng).items():
             samples[name].append(value)
-    low, high = int(0.025 * draws), int(0.975 * draws)
-    return {name: [sorted(values)[low], sorted(values)[high]] for name, values in samples.items()}
+    ends = (0.025, 0.975)  # of as many samples as have the figure
+    return {name: [sorted(values)[int(end * len(values))] for end in ends] for name, values in samples.items()}
 
 
 def _figures(figures, strata):

@@ -26,7 +26,7 @@ def test_wrong_adapter_is_one_sentence(capsys, random_backbone):
     assert capsys.readouterr().err.startswith("app: There is no adapter 'nowhere'; give one of ")
     assert main(["--adapter", "m2pt"]) == 2  # tuned on another backbone
     error = capsys.readouterr().err
-    assert "does not fit the backbone tiny-random" in error and error.count("\n") == 1
+    assert "was tuned on 'tiny', and this backbone is 'tiny-random'" in error and error.count("\n") == 1
 
 
 def test_taken_port_is_one_sentence(capsys, random_backbone):
