@@ -1,31 +1,32 @@
 """Several processes tune to the weights of one, whatever their shares are, and resume to them as well."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
-from accelerate import debug_launcher
 from accelerate.commands import launch
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, PrepareForLaunch
 from accelerate.utils.launch import prepare_multi_gpu_env
 from helpers import tiny_backbone
 from peft import LoraConfig, PromptTuningConfig
 from safetensors.torch import load_file
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
 import mmpt.train
 from mmpt.m2pt import M2PTConfig
 from mmpt.train import TrainConfig, conversation, train
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes are forked, to save their imports")
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork server, which saves imports")
 METHODS = {
     "m2pt": M2PTConfig(num_textual_prompts=3, num_visual_prompts=2),
     # Also on the vision encoder's last layer, which the features that the LLM reads come before: no gradient there.
@@ -54,12 +55,26 @@ def run(out, method="m2pt", **changes):
 
 
 def two_processes(*args, stop_before=None, sharded=False, **changes):
-    """`run` in two processes that are forked off, on one CPU."""
-    debug_launcher(_forked, (args, stop_before, sharded, changes))
+    """`run` in two processes on one CPU.
+
+    They are forked off a server that has imported everything and computed nothing: a fork of this process, whose
+    threads it would lack, could wait for them for ever.
+    """
+    multiprocessing.set_forkserver_preload(["mmpt.train", "helpers", "torch.distributed.fsdp"])
+    with tempfile.NamedTemporaryFile() as meeting:
+        start_processes(
+            _started, (meeting.name, args, stop_before, sharded, changes), nprocs=2, start_method="forkserver"
+        )
 
 
-def _forked(args, stop_before, sharded, changes):
-    AcceleratorState._reset_state(True)  # what this process knew of itself
+def _started(rank, meeting, *given):
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # accelerate wants to know
+    os.environ |= {"ACCELERATE_USE_CPU": "yes", "ACCELERATE_DEBUG_RDV_FILE": meeting}
+    torch.set_num_threads(1)
+    PrepareForLaunch(_one_of_two, debug=True)(rank, *given)
+
+
+def _one_of_two(args, stop_before, sharded, changes):
     if sharded:
         _shard()
     step = mmpt.train._step
