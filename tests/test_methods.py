@@ -13,13 +13,7 @@ from mmpt.methods import METHODS, method
 from mmpt.scenes import make_scene
 from mmpt.train import TrainConfig, train
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", METHODS)

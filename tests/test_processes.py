@@ -26,21 +26,16 @@ import mmpt.train
 from mmpt.m2pt import M2PTConfig
 from mmpt.train import TrainConfig, conversation, train
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork server, which saves imports")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(sys.platform == "win32", reason="there is no fork server, which saves imports"),
+]
 METHODS = {
     "m2pt": M2PTConfig(num_textual_prompts=3, num_visual_prompts=2),
     # Also on the vision encoder's last layer, which the features that the LLM reads come before: no gradient there.
     "lora": LoraConfig(target_modules=["q_proj", "v_proj"], r=4, init_lora_weights=False),
     "prompt tuning": PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(out, **changes):
@@ -113,7 +108,7 @@ def assert_same(folder, reference):
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
+def one(tmp_path_factory, one_thread):
     """The folder of one process's run."""
     out = tmp_path_factory.mktemp("runs") / "one"
     run(out)

@@ -25,6 +25,8 @@ from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
 from mmpt.train import AnswerLoss, TrainConfig, conversation, schedule, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LORA = {"target_modules": ["q_proj", "v_proj"], "r": 4, "lora_dropout": 0.1}
 METHODS = {
     "lora": lambda: LoraConfig(**LORA, init_lora_weights=False),
@@ -32,14 +34,6 @@ METHODS = {
     "prompt tuning": lambda: PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     "prefix tuning": lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(out, **changes):
@@ -155,9 +149,8 @@ def test_schedule():
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
+def unbroken(tmp_path_factory, one_thread):
     """An unbroken LoRA run's folder (dropout on, so that its random numbers count too)."""
-    torch.set_num_threads(1)
     out = tmp_path_factory.mktemp("runs") / "unbroken"
     run(out)
     return out
