@@ -131,8 +131,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     config = studio.plain.model.config
     sizes = {LLM: config.text_config, TOWER: config.vision_config}
     plot = gr.Plot(label="Attention", show_label=False, render=False)
-    whose = picker(asked, [plot])
-    message = gr.HTML(elem_classes="message")
+    whose, message = picker(asked, [plot])
     order = gr.Markdown()
     with gr.Row():
         with gr.Column(min_width=280):

@@ -229,8 +229,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     """Lay the tab out."""
     plot, numbers = gr.Plot(label="Attribution", show_label=False, render=False), gr.Markdown(render=False)
     curve, verdict = gr.Plot(label="Check of the map", show_label=False, render=False), gr.Markdown(render=False)
-    whose = picker(asked, [plot, numbers, curve, verdict])
-    message = gr.HTML(elem_classes="message")
+    whose, message = picker(asked, [plot, numbers, curve, verdict])
     with gr.Row():
         with gr.Column(min_width=280):
             first = next(iter(METHODS))

@@ -17,6 +17,10 @@ CSS = """
 .examples .grid-wrap {min-height: 0 !important}
 .examples .grid-container {grid-template: none / repeat(auto-fill, minmax(76px, 1fr)) !important}
 .examples .thumbnail-item {aspect-ratio: 1; height: auto}
+.js-plotly-plot :is([class*=title], [class*=tick] text, .cbaxis text, .legendtext, .annotation-text)
+{fill: var(--body-text-color) !important}
+.wide {overflow-x: auto !important}
+.wide .js-plotly-plot {min-width: 720px}
 """
 LOOKS = {"prompts": prompts, "attention": attention, "attribution": attribution, "interaction": interaction}
 TABS = ("ask", "prompts", "attention", "attribution", "interaction", "tune", "table")

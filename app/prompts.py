@@ -110,8 +110,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         gr.Plot(label="Nearest words", show_label=False, render=False),
     )
     others = gr.Markdown(render=False)
-    whose = picker(asked, [now, effect, bars, others])
-    message = gr.HTML(elem_classes="message")
+    whose, message = picker(asked, [now, effect, bars, others])
     with gr.Row():
         with gr.Column(min_width=300):
             textual = gr.CheckboxGroup([], label="Textual prompts that are on", elem_classes="prompts")

@@ -68,8 +68,11 @@ def tab() -> None:
         return
     first = next(iter(known))
     choice = gr.Dropdown(list(known), value=first, label="Results")
-    sheet = gr.Dataframe(known[first][0], label="A click on a column's head sorts", interactive=False, wrap=True)
-    plot = gr.Plot(known[first][1], label="The same as a figure", show_label=False)
+    sheet = gr.Dataframe(
+        known[first][0], label="⋮ in a column's head sorts and filters", interactive=False, datatype="auto",
+        pinned_columns=1,
+    )  # fmt: skip
+    plot = gr.Plot(known[first][1], label="The same as a figure", show_label=False, elem_classes="wide")
     message = gr.HTML(elem_classes="message")
     export.figure_buttons("mmpt-table", plot, message)
     choice.input(lambda name: known[name], choice, [sheet, plot])

@@ -29,18 +29,22 @@ def answer_of(asked: Asked | None, adapter: str | None) -> str:
     return asked.answers[adapter]
 
 
-def picker(asked: gr.State, cleared: list) -> gr.Radio:
-    """The last question in words, and a choice of the model; `cleared` are emptied when another is answered."""
+def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
+    """The last question in words, then a choice of the model and a place for messages, both of which are returned.
+
+    The place and `cleared` are emptied when another question is answered.
+    """
     words = gr.Markdown(about(None)[0], elem_classes="about")
     whose = gr.Radio([], label="Look into the answer of")
+    message = gr.HTML(elem_classes="message")
 
     def renew(asked, wish):
         text, first = about(asked, wish)
         choices = [] if asked is None else [(_name(adapter), adapter) for adapter in asked.answers]
-        return text, gr.Radio(choices=choices, value=first), *[None] * len(cleared)
+        return text, gr.Radio(choices=choices, value=first), None, *[None] * len(cleared)
 
-    asked.change(renew, [asked, whose], [words, whose, *cleared], show_progress="hidden")
-    return whose
+    asked.change(renew, [asked, whose], [words, whose, message, *cleared], show_progress="hidden")
+    return whose, message
 
 
 def _name(adapter):

@@ -61,7 +61,7 @@ TEMPLATE = go.layout.Template(
 
 def titled(figure: go.Figure, title: str, note: str = "", height: int = 460) -> go.Figure:
     """The figure in the one look, with what it shows in words and, smaller, how to read it."""
-    title, note = _wrapped(title, 42), _wrapped(note, 58)  # what a phone is wide enough for
+    title, note = _wrapped(title, 36), _wrapped(note, 50)  # what a phone is wide enough for
     rows = 1 + title.count("<br>"), (1 + note.count("<br>")) * bool(note)
     # Plotly hangs the second of several lines where a single one would be.
     place = dict(t=16 + 12 * (rows[0] - 1), l=12)
