@@ -103,8 +103,9 @@ def rate(studio: Studio, asked: Asked | None, picture: str | None, question: str
     found, lane = [], studio.looking
     with lane.loaded(left, right):
         for group in ([left, right],) if alike else ([left], [right]):
-            adapters = [known(adapter) for adapter in group]
-            found.append(compare(lane.backbone_of(group[0]), asked.image(), asked.question, adapters, runners=RUNNERS))
+            adapters, greedy = zip(*((known(adapter), asked.answers[adapter]) for adapter in group))
+            backbone = lane.backbone_of(group[0])
+            found.append(compare(backbone, asked.image(), asked.question, adapters, greedy=greedy, runners=RUNNERS))
     ratings = [dict(zip(part.answers, row)) for part in found for row in part.probabilities.tolist()]
     return *ratings, dict(zip((left, right), ratings))
 

@@ -13,7 +13,9 @@ from torch import Tensor
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.interventions import baseline_pixels, prompt_strength, replace_patches
-from mmpt.explain.targets import Case, Target, score, still
+from mmpt.explain.targets import Case, still
+from mmpt.likelihood import log_probabilities
+from mmpt.reading import read
 
 METRICS = ("probability", "log-probability")
 
@@ -205,12 +207,14 @@ def compare(
     question: str,
     adapters: Sequence[str | None] | None = None,
     *,
+    greedy: Sequence[str] | None = None,
     runners: int = 3,
     max_new_tokens: int = 32,
 ) -> Comparison:
     """Answers under each of the adapters, by default the untouched model and the active one.
 
     Args:
+        greedy: the greedy answer under each adapter, where they are known.
         runners: runners-up to look for under each adapter, by beam search; equal texts count once.
 
     Raises:
@@ -219,18 +223,22 @@ def compare(
     if adapters is None:
         active = getattr(backbone.model, "active_adapter", None)
         adapters = [None] if active is None else [None, active]
-    greedy, candidates = [], []
+    greedy, candidates = list(greedy or ()), []
+    with still(backbone.model):
+        for i, adapter in enumerate(adapters):
+            with backbone.use(adapter):
+                if i == len(greedy):
+                    greedy += backbone.answer([image], [question], max_new_tokens)
+                candidates += [greedy[i], *_runners_up(backbone, image, question, runners, max_new_tokens)]
+    candidates = list(dict.fromkeys(candidates))
+    tokenizer, n = backbone.processor.tokenizer, len(candidates)
+    tokens = [[*tokenizer(a, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for a in candidates]
+    rows = []
     with still(backbone.model):
         for adapter in adapters:
             with backbone.use(adapter):
-                greedy += backbone.answer([image], [question], max_new_tokens)
-                candidates += [greedy[-1], *_runners_up(backbone, image, question, runners, max_new_tokens)]
-    candidates = list(dict.fromkeys(candidates))
-    rows, n = [], len(candidates)
-    for adapter in adapters:
-        with backbone.use(adapter):
-            rows.append(score(backbone, [image] * n, [question] * n, [Target(text) for text in candidates]))
-    scores = torch.stack(rows)
+                rows.append(log_probabilities(read(backbone, [image] * n, [question] * n), tokens))
+    scores = torch.stack(rows).cpu()
     order = scores[-1].argsort(descending=True, stable=True)
     return Comparison(list(adapters), greedy, [candidates[i] for i in order], scores[:, order])
 

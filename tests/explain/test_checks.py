@@ -165,6 +165,8 @@ def test_before_and_after_tuning():
                     value.item(), abs=5e-5
                 )
     assert (found.scores[0] - found.scores[1]).abs().max() > 1e-3
+    again = compare(backbone, picture(), QUESTION, greedy=found.greedy, runners=2, max_new_tokens=3)
+    assert again.greedy == found.greedy and again.answers == found.answers
     torch.testing.assert_close(found.probabilities, found.scores.exp())
     assert backbone.model.active_adapter == "default"
 
