@@ -135,17 +135,21 @@ def bench(args):
     import torch
 
     from mmpt.bench import FULL, QUICK, bench, render
+    from mmpt.figures import save
     from mmpt.files import check_writable, write_whole
+    from mmpt.growth import BASE, figure, growth
 
-    if args.json:
-        check_writable(args.json)
-    work = QUICK if args.quick else FULL
-    rows = bench(args.backbone, work)
-    print(render(rows))
+    for file in filter(None, (args.json, args.growth)):
+        check_writable(file)
+    work = BASE if args.growth else QUICK if args.quick else FULL
+    rows = growth(args.backbone) if args.growth else bench(args.backbone, work)
     if args.json:
         machine = {"torch": torch.__version__, "machine": platform.machine(), "threads": torch.get_num_threads()}
         result = {"backbone": args.backbone} | dataclasses.asdict(work) | machine | {"rows": rows}
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
+    if args.growth:
+        save(figure(rows), args.growth)
+    print(args.growth or render(rows))
 
 
 def scenes(args):
@@ -259,6 +263,9 @@ def parser():
 
     sub = command(bench, "Time a training step and an answer of every method beside the frozen model's.")
     sub.add_argument("--quick", action="store_true", help="a smaller step, fewer rounds")
+    sub.add_argument(
+        "--growth", metavar="FILE", help="instead: how a step grows with its parts, as a figure (.html, .png)"
+    )
     sub.add_argument("--json", metavar="FILE")
 
     sub = command(scenes, "Draw scenes with their exact truth.")

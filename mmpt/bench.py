@@ -27,18 +27,22 @@ from mmpt.mpt4lm.backbone import without_projector
 from mmpt.runs import peak_mib
 from mmpt.train import AnswerLoss, TrainConfig, conversation
 
-TEXTUAL, VISUAL = 10, 20  # prompts of M²PT, of which the floor has the visual ones
 ANSWER_TOKENS = 8
 ROWS = ("floor", "base", "m2pt", "literal", "lora", "prompt_tuning", "prefix_tuning", "full", "mpt4lm")
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: a training step of `pictures` with `turns` questions each, a median of `rounds`."""
+    """What is timed: a training step of `pictures` with `turns` questions each, a median of `rounds`.
+
+    M²PT has `textual` and `visual` prompts, of which the floor has the visual ones.
+    """
 
     pictures: int = 4
     turns: int = 4
     rounds: int = 9
+    textual: int = 10
+    visual: int = 20
 
 
 FULL, QUICK = Work(), Work(2, 2, 3)
@@ -68,8 +72,7 @@ def bench(backbone_name: str = "tiny", work: Work = FULL, methods: tuple[str, ..
                 with ready(name, backbone, work) as runner:
                     tunable[name] = runner.tunable
                     for what, run in (("step_s", runner.step), ("answer_s", runner.answer)):
-                        run()  # the first one warms up
-                        times[name][what].append(_seconds(run, backbone.model.device))
+                        times[name][what].append(seconds(run, backbone.model.device))
                 bar.update()
     medians = {name: {what: median(found) for what, found in times[name].items()} for name in methods}
     del backbone
@@ -108,14 +111,14 @@ def ready(name: str, backbone: Backbone, work: Work) -> Iterator[Runner]:
         inputs = backbone.training_inputs(images, turns)
         asked = dict(backbone.inputs(images[:1], [turns[0][0][0]]))
         if name in ("floor", "base"):
-            yield _floor(plain, inputs, asked, VISUAL if name == "floor" else 0)
+            yield _floor(plain, inputs, asked, work.visual if name == "floor" else 0)
         elif name == "literal":
-            yield _literal(plain, inputs, asked)
+            yield _literal(plain, inputs, asked, work)
         elif name == "full":
             plain.requires_grad_(True).model.vision_tower.requires_grad_(False)
             yield _tuned(plain, inputs, asked)
         else:
-            model = get_peft_model(backbone.model, _config(name, tokenizer))
+            model = get_peft_model(backbone.model, _config(name, tokenizer, work))
             try:
                 yield _tuned(model, inputs, asked)
             finally:
@@ -127,9 +130,9 @@ def ready(name: str, backbone: Backbone, work: Work) -> Iterator[Runner]:
         plain.eval()
 
 
-def _config(name, tokenizer):
+def _config(name, tokenizer, work):
     if name == "m2pt":
-        return M2PTConfig(num_textual_prompts=TEXTUAL, num_visual_prompts=VISUAL)
+        return M2PTConfig(num_textual_prompts=work.textual, num_visual_prompts=work.visual)
     return METHODS[name.replace("_", "-")].configure(tokenizer)
 
 
@@ -151,12 +154,12 @@ def _tuned(model, inputs, asked) -> Runner:
     return Runner(step, answer, sum(p.numel() for p in tuned))
 
 
-def _literal(plain, inputs, asked) -> Runner:
+def _literal(plain, inputs, asked, work) -> Runner:
     vision, text = plain.config.vision_config, plain.config.text_config
     literal = LiteralM2PT(
         plain,
-        0.02 * torch.randn(text.num_hidden_layers, TEXTUAL, text.hidden_size, device=plain.device),
-        0.02 * torch.randn(vision.num_hidden_layers, VISUAL, vision.hidden_size, device=plain.device),
+        0.02 * torch.randn(text.num_hidden_layers, work.textual, text.hidden_size, device=plain.device),
+        0.02 * torch.randn(vision.num_hidden_layers, work.visual, vision.hidden_size, device=plain.device),
     )
     projector = plain.model.multi_modal_projector.requires_grad_(True)
     tuned = [*literal.parameters(), *projector.parameters()]
@@ -195,12 +198,15 @@ def _generate(model: nn.Module, **inputs) -> None:
     model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, min_new_tokens=ANSWER_TOKENS, do_sample=False)
 
 
-def _seconds(run, device):
+def seconds(run: Callable[[], None], device: torch.device) -> float:
+    """How long `run` takes the second time; the first one warms up."""
+
     def now():
         if device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
+    run()
     start = now()
     run()
     return now() - start

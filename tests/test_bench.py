@@ -1,14 +1,17 @@
 """The benchmark: every row runs, leaves the backbone as it was, and the floor has the tokens that it should have."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from helpers import config_for, tiny_backbone
 
 import mmpt.bench
+import mmpt.growth
 from mmpt.__main__ import main
-from mmpt.bench import ROWS, VISUAL, Work, bench, ready, render
+from mmpt.bench import ROWS, Work, bench, ready, render
+from mmpt.growth import ALONG, LINES, figure, growth
 from mmpt.scenes import make_scene
 
 pytestmark = pytest.mark.unit
@@ -20,7 +23,9 @@ def backbone(monkeypatch):
     backbone = tiny_backbone()
     sizes = mmpt.bench._config
     monkeypatch.setattr(
-        mmpt.bench, "_config", lambda name, t: config_for(name, backbone) if name == "mpt4lm" else sizes(name, t)
+        mmpt.bench,
+        "_config",
+        lambda name, *rest: config_for(name, backbone) if name == "mpt4lm" else sizes(name, *rest),
     )
     monkeypatch.setattr(mmpt.bench, "load", lambda name: backbone)
     return backbone
@@ -56,8 +61,8 @@ def test_the_floor_reads_what_m2pt_reads_but_its_textual_prompts(backbone):
             runner.step()
             handle.remove()
     lengths = {name: seen[0] for name, seen in lengths.items()}
-    assert lengths["floor"] - lengths["base"] == VISUAL
-    assert lengths["m2pt"] - lengths["floor"] == mmpt.bench.TEXTUAL
+    assert lengths["floor"] - lengths["base"] == WORK.visual
+    assert lengths["m2pt"] - lengths["floor"] == WORK.textual
 
 
 def test_rows_and_command(backbone, monkeypatch, tmp_path, capsys):
@@ -72,3 +77,27 @@ def test_rows_and_command(backbone, monkeypatch, tmp_path, capsys):
     assert main(["bench", "--quick", "--json", str(tmp_path / "b.json")]) == 0
     assert json.loads((tmp_path / "b.json").read_text())["rows"] == rows
     assert "m2pt" in capsys.readouterr().out
+
+
+def test_growth(backbone, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(mmpt.growth, "load", lambda name: backbone)
+    monkeypatch.setattr(mmpt.growth, "ALONG", {name: (field, (1, 2)) for name, (field, _) in ALONG.items()})
+    seen = []
+    monkeypatch.setattr(mmpt.growth, "ready", lambda name, b, work: seen.append((name, work)) or ready(name, b, work))
+    rows = growth("x", WORK)
+    assert [(row["along"], row["size"]) for row in rows] == [(name, size) for name in ALONG for size in (1, 2)]
+    assert all(row[name] > 0 for row in rows for name in LINES)
+    assert seen[:16] == seen[16:] and set(seen) >= {
+        ("m2pt", replace(WORK, textual=2)),
+        ("floor", replace(WORK, turns=2)),
+    }
+
+    fixed = [row | {"floor": 1.0, "m2pt": 1.5} for row in rows]
+    drawn = figure(fixed)
+    assert "at most 1.50 times" in drawn.layout.title.subtitle.text.replace("<br>", " ")
+    assert [list(trace.y) for trace in drawn.data] == [[1.0, 1.0], [1.5, 1.5]] * 4
+    monkeypatch.setattr(mmpt.growth, "growth", lambda name: rows)
+    paths = [str(tmp_path / "g.json"), str(tmp_path / "g.html")]
+    assert main(["bench", "--json", paths[0], "--growth", paths[1]]) == 0
+    assert json.loads((tmp_path / "g.json").read_text())["rows"] == rows
+    assert (tmp_path / "g.html").exists() and paths[1] in capsys.readouterr().out
