@@ -5,6 +5,7 @@ weights: short questions need not wait for a long look inside.
 """
 
 import html
+import json
 import shutil
 import threading
 from collections import OrderedDict
@@ -135,8 +136,12 @@ class Studio:
     def __init__(self, backbone: Backbone, adapters: list[str | Path] = ()):
         self.plain = twin(backbone)  # what tuning starts from
         folders = [adapter_folder(adapter) for adapter in adapters]
-        if backbone.name == "tiny":
-            folders += sorted(path.parent for path in ASSETS.glob("adapters/*/adapter_config.json"))
+        homes = (backbone.name, f"{backbone.name}-text")
+        folders += sorted(
+            path.parent
+            for path in ASSETS.glob("adapters/*/adapter_config.json")
+            if json.loads(path.read_text())["base_model_name_or_path"] in homes
+        )
         self.folders = {folder.name.replace(".", "_"): folder for folder in folders}
         self.tuned: list[str] = []
         self.work = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # of what visitors tune

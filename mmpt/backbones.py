@@ -252,15 +252,8 @@ def load_tiny(vision_weights: dict[str, torch.Tensor] | None = None) -> Backbone
     model = LlavaForConditionalGeneration.from_pretrained(None, config=config, state_dict=weights)
     generation = json.loads((folder / "generation_config.json").read_text())
     model.generation_config.update(**{k: v for k, v in generation.items() if k.endswith("token_id")})
-    images = CLIPImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        do_center_crop=False,
-        image_mean=[MEAN] * 3,
-        image_std=[STD] * 3,
-    )
     processor = LlavaProcessor(
-        images,
+        tiny_image_processor(),
         tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",
@@ -268,3 +261,11 @@ def load_tiny(vision_weights: dict[str, torch.Tensor] | None = None) -> Backbone
         chat_template=CHAT_TEMPLATE,
     )
     return Backbone("tiny", model, processor)
+
+
+def tiny_image_processor() -> CLIPImageProcessorPil:
+    """What "tiny"'s vision tower is shown."""
+    size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    return CLIPImageProcessorPil(
+        size=size, crop_size=size, do_center_crop=False, image_mean=[MEAN] * 3, image_std=[STD] * 3
+    )

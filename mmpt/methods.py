@@ -79,8 +79,9 @@ def _prefix_tuning(reparameterised):
 
 def _mpt4lm(tokenizer):
     """About the share of "tiny" that the paper tunes of LLaMA-2-7B, 0.65 %."""
+    text = FIRST if "<|im_start|>" in tokenizer.get_vocab() else BEFORE_INSTRUCTION
     return MPT4LMConfig.from_text(
-        tokenizer, FIRST, num_visual_prompts=16, cross_attention_width=144, cross_attention_heads=9, adapter_rank=8
+        tokenizer, text, num_visual_prompts=16, cross_attention_width=144, cross_attention_heads=9, adapter_rank=8
     )
 
 

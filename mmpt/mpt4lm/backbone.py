@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -17,14 +18,16 @@ from transformers import (
     AutoTokenizer,
     CLIPVisionModel,
     SiglipVisionModel,
+    T5ForConditionalGeneration,
     VisionTextDualEncoderProcessor,
 )
 
-from mmpt.backbones import Backbone, load_tiny
+from mmpt.backbones import ASSETS, Backbone, load_tiny, tiny_image_processor
 from mmpt.errors import InputError
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.reading import read_text
 from mmpt.reading import Reading
+from mmpt.tiny.vision import vision_config
 
 # For LLMs that were not taught to chat. The picture has no place in the text.
 PLAIN_TEMPLATE = "Question: {{ messages[0]['content'] }}\nAnswer:"
@@ -105,6 +108,17 @@ def without_projector(backbone: Backbone) -> TextBackbone:
     )
 
 
+def load_tiny_t5() -> TextBackbone:
+    """The T5 that comes along (`mmpt.tiny.t5`) beside "tiny"'s vision tower, fp32, on the CPU."""
+    weights = load_file(ASSETS / "tiny" / "model.safetensors")
+    weights = {k.removeprefix("vision_tower."): v.float() for k, v in weights.items() if k.startswith("vision_tower.")}
+    tower = CLIPVisionModel.from_pretrained(None, config=vision_config(), state_dict=weights)
+    folder = ASSETS / "tiny-t5"
+    llm, features = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), _TOWERS["clip"][1]
+    model = VisionBesideLM.of(tower, llm, **features | {"vision_feature_layer": -1})
+    return _backbone("tiny-t5", model, tiny_image_processor(), AutoTokenizer.from_pretrained(folder), PLAIN_TEMPLATE)
+
+
 def load(
     name: str | Path = "tiny",
     tower: str | Path | None = None,
@@ -114,11 +128,11 @@ def load(
     dtype=None,
     quantize=None,
 ) -> TextBackbone:
-    """Load a text-only LLM and a vision tower: "tiny" (embedded), or a folder or hub id of each.
+    """Load a text-only LLM and a vision tower: "tiny" or "tiny-t5" (embedded), or a folder or hub id of each.
 
     Args:
-        name: "tiny", or an LLM of the Llama or T5 family, such as "google/flan-t5-xl".
-        tower: a CLIP or SigLIP, such as "openai/clip-vit-large-patch14"; "tiny" has its own.
+        name: "tiny" (SmolLM2), "tiny-t5", or an LLM of the Llama or T5 family, such as "google/flan-t5-xl".
+        tower: a CLIP or SigLIP, such as "openai/clip-vit-large-patch14"; the embedded ones have their own.
         adapter: an adapter's folder, loaded and active.
         device: where the model goes; by default a GPU if there is one.
         dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
@@ -133,6 +147,8 @@ def load(
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     if str(name) == "tiny":
         backbone = without_projector(load_tiny())
+    elif str(name) == "tiny-t5":
+        backbone = load_tiny_t5()
     elif tower is None:
         raise InputError(f"The LLM {str(name)!r} has no eyes; give tower, a CLIP or SigLIP, to stand beside it.")
     else:
