@@ -185,7 +185,8 @@ def parser():
         sub = commands.add_parser(run.__name__, help=help, description=help)
         sub.set_defaults(run=run)
         if run not in (push, scenes, score, table):
-            sub.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
+            names = '"tiny", "tiny-t5" (MPT4LM), a folder or a hub id (default: tiny)'
+            sub.add_argument("--backbone", default="tiny", help=names)
         if run not in (push, scenes, score, table, bench):
             sub.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
         if adapter:

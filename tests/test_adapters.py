@@ -51,9 +51,10 @@ def test_measured_results_are_shipped(name):
     assert record["questions"] > 0 and record["seconds"] > 0
 
 
-def test_a_text_only_llm_sees_colours():
+@pytest.mark.parametrize("home, adapter", [("tiny", "mpt4lm-background"), ("tiny-t5", "mpt4lm-t5")])
+def test_a_text_only_llm_sees_colours(home, adapter):
     """Right about its own picture, and no better than a guess about a picture that it is not shown."""
-    backbone = mmpt.load("tiny", adapter="mpt4lm-background")
+    backbone = mmpt.load(home, adapter=adapter)
     scenes = [make_scene(SEEDS["validation"] + i) for i in range(100, 112)]
     question, images = "What colour is the background?", [scene.image for scene in scenes]
     for shown, least, most in ((images, 11, 12), (images[1:] + images[:1], 0, 5)):
