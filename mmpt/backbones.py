@@ -211,6 +211,11 @@ def load(
         if device_map is not None:
             raise InputError("Backbones of MPT4LM go to one device; give device in the place of device_map.")
         return load_text_only(name, adapter=adapter, device=device, dtype=dtype, quantize=quantize)
+    if str(name) == "tiny-t5":
+        raise InputError(
+            'The LLM "tiny-t5" reads words only; give an adapter of MPT4LM, such as "mpt4lm-t5", or load it with '
+            "mmpt.mpt4lm.backbone.load."
+        )
     if (quantize or device_map is not None) and str(name) == "tiny":
         raise InputError(f'"tiny" is small enough as it is; leave {"quantize" if quantize else "device_map"} out.')
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -4,6 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import mmpt
+from mmpt.errors import InputError
 from mmpt.mpt4lm.backbone import load
 from mmpt.scenes import make_scene
 from mmpt.tiny.describe import describe
@@ -53,3 +55,9 @@ def test_the_shipped_one_answers_from_a_description(shipped):
     assert [answer.strip() for answer in answers] == [scene.background for scene in scenes]
     images = [scene.image for scene in scenes]
     assert len(set(shipped.answer(images, ["What colour is the background?"] * len(images)))) == 1
+
+
+def test_it_needs_an_adapter_to_see():
+    with pytest.raises(InputError, match='reads words only; give an adapter of MPT4LM, such as "mpt4lm-t5"'):
+        mmpt.load("tiny-t5")
+    assert mmpt.load("tiny-t5", adapter="mpt4lm-t5").name == "tiny-t5"
