@@ -114,8 +114,8 @@ def load_tiny_t5() -> TextBackbone:
     weights = {k.removeprefix("vision_tower."): v.float() for k, v in weights.items() if k.startswith("vision_tower.")}
     tower = CLIPVisionModel.from_pretrained(None, config=vision_config(), state_dict=weights)
     folder = ASSETS / "tiny-t5"
-    llm, features = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32), _TOWERS["clip"][1]
-    model = VisionBesideLM.of(tower, llm, **features | {"vision_feature_layer": -1})
+    llm = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model = VisionBesideLM.of(tower, llm, vision_feature_layer=-1, vision_feature_select_strategy="default")
     return _backbone("tiny-t5", model, tiny_image_processor(), AutoTokenizer.from_pretrained(folder), PLAIN_TEMPLATE)
 
 

@@ -165,8 +165,8 @@ def test_before_and_after_tuning():
                     value.item(), abs=5e-5
                 )
     assert (found.scores[0] - found.scores[1]).abs().max() > 1e-3
-    again = compare(backbone, picture(), QUESTION, greedy=found.greedy, runners=2, max_new_tokens=3)
-    assert again.greedy == found.greedy and again.answers == found.answers
+    told = compare(backbone, picture(), QUESTION, greedy=["this was said", "and that"], runners=0)
+    assert told.greedy == ["this was said", "and that"] and {*told.answers} == {*told.greedy}
     torch.testing.assert_close(found.probabilities, found.scores.exp())
     assert backbone.model.active_adapter == "default"
 
