@@ -1,7 +1,6 @@
 """Tune: a short run on chosen tasks, on a model of its own over the same frozen weights."""
 
 import json
-import random
 import shutil
 import threading
 import time
@@ -17,8 +16,8 @@ from mmpt import figures
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.methods import METHODS
-from mmpt.scenes import SEEDS, make_scene
-from mmpt.tasks import TASKS, check_tasks, correct
+from mmpt.scenes import SEEDS
+from mmpt.tasks import TASKS, check_tasks, correct, questions_of
 from mmpt.train import TrainConfig, train
 
 FRESH = "a written instruction (a fresh start)"
@@ -45,16 +44,8 @@ class Stoppable(Backbone):
 
 def questions(tasks: tuple[str, ...], n: int):
     """`n` fresh (picture, question) of each task, never tuned on."""
-    found = []
-    for number, name in enumerate(tasks):
-        at, wanted = SEEDS["validation"] + (number << 20), n
-        while wanted:
-            scene = make_scene(at)
-            if question := TASKS[name].make(scene, random.Random(at)):
-                found.append((scene.image, question))
-                wanted -= 1
-            at += 1
-    return found
+    firsts = (SEEDS["validation"] + (number << 20) for number in range(len(tasks)))
+    return [(s.image, q) for name, first in zip(tasks, firsts) for s, q in questions_of(name, n, first)]
 
 
 def accuracy(backbone: Backbone, asked, stop: threading.Event) -> float:

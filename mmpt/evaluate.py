@@ -2,7 +2,6 @@
 miniature, and the benchmarks themselves (`mmpt.benchmarks`)."""
 
 import platform
-import random
 import time
 from collections import Counter, defaultdict
 from itertools import compress
@@ -20,7 +19,7 @@ from mmpt.reading import read
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
 from mmpt.suites import SUITES, TOGETHER
-from mmpt.tasks import TASKS, correct
+from mmpt.tasks import TASKS, correct, questions_of
 from mmpt.tiny.describe import QUESTION, compare
 
 OWN = {"base": 500, "tasks": 40}  # scenes; questions a task
@@ -94,18 +93,11 @@ def _base(backbone, n, batch):
 
 def _tasks(backbone, n, batch):
     seed = SEEDS["validation"]
-    images, questions = [], []
-    for number, task in enumerate(TASKS.values()):
-        wanted, at = n, seed + (number << 20)
-        while wanted:
-            scene = make_scene(at)
-            question = task.make(scene, random.Random(at))
-            at += 1
-            if question:
-                images.append(scene.image)
-                questions.append(question)
-                wanted -= 1
-    answers = _answers(backbone, images, [q.question for q in questions], batch, max_new_tokens=48)
+    asked = [pair for number, name in enumerate(TASKS) for pair in questions_of(name, n, seed + (number << 20))]
+    questions = [question for _, question in asked]
+    answers = _answers(
+        backbone, [scene.image for scene, _ in asked], [q.question for q in questions], batch, max_new_tokens=48
+    )
     right = defaultdict(list)
     for question, answer in zip(questions, answers):
         right[question.task].append(correct(question, answer))

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from mmpt.errors import InputError
 from mmpt.questions import TASKS, Question, Task, ask, ask_letter, correct, listed, task
-from mmpt.scenes import BACKGROUNDS, GROUPS, WORDS, Scene, article
+from mmpt.scenes import BACKGROUNDS, GROUPS, WORDS, Scene, article, make_scene
 from mmpt.settled import (
     absent,
     alike,
@@ -32,7 +32,7 @@ from mmpt.settled import (
     single,
 )
 
-__all__ = ["TASKS", "Question", "Task", "ask_about", "check_tasks", "correct"]
+__all__ = ["TASKS", "Question", "Task", "ask_about", "check_tasks", "correct", "questions_of"]
 
 
 def ask_about(scene: Scene, rng: random.Random, n: int, tasks: Iterable[str] | None = None) -> list[Question]:
@@ -51,6 +51,17 @@ def ask_about(scene: Scene, rng: random.Random, n: int, tasks: Iterable[str] | N
             questions.append(question)
     rng.shuffle(questions)
     return questions
+
+
+def questions_of(name: str, n: int, first: int) -> list[tuple[Scene, Question]]:
+    """The first `n` questions of one task, on scenes from the seed `first` on."""
+    found, seed = [], first
+    while len(found) < n:
+        scene = make_scene(seed)
+        if question := TASKS[name].make(scene, random.Random(seed)):
+            found.append((scene, question))
+        seed += 1
+    return found
 
 
 def check_tasks(names: Iterable[str]) -> tuple[str, ...]:

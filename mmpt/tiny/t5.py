@@ -25,7 +25,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from mmpt.mpt4lm.backbone import PLAIN_TEMPLATE
 from mmpt.scenes import SEEDS, make_scene
-from mmpt.tasks import TASKS, ask_about, correct
+from mmpt.tasks import TASKS, ask_about, correct, questions_of
 from mmpt.tiny.describe import QUESTIONS, describe
 
 PIECES = 2048
@@ -140,13 +140,9 @@ def evaluate(folder: Path, n: int = 20) -> dict[str, float]:
     model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
     found = {}
     for number, name in enumerate(TASKS):
-        at, asked = SEEDS["base_test"] + (number << 20), []
-        while len(asked) < n:
-            scene = make_scene(at)
-            if question := TASKS[name].make(scene, random.Random(at)):
-                asked.append((question_on(describe(scene), question.question), question))
-            at += 1
-        batch = tokenizer([text for text, _ in asked], padding=True, return_tensors="pt")
+        asked = questions_of(name, n, SEEDS["base_test"] + (number << 20))
+        texts = [question_on(describe(scene), question.question) for scene, question in asked]
+        batch = tokenizer(texts, padding=True, return_tensors="pt")
         answers = tokenizer.batch_decode(model.generate(**batch, max_new_tokens=40), skip_special_tokens=True)
         found[name] = 100 * sum(correct(q, a.strip()) for (_, q), a in zip(asked, answers)) / n
     return found | {"mean": round(sum(found.values()) / len(found), 1)}
