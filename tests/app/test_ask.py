@@ -57,6 +57,7 @@ def test_probabilities(studio, asked):
     given = asked.picture, asked.question, "none", "one"
     message, left, right, both = rate(studio, asked, *given)
     assert message == "" and both == {"none": left, "one": right} and left.keys() == right.keys()
+    assert {*asked.answers.values()} <= {*left}  # what was shown is rated, and not written anew
     image = open_upload(asked.picture)
     for adapter, rated in both.items():
         with studio.asking.use(adapter) as backbone:

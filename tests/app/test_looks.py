@@ -2,12 +2,13 @@
 
 import re
 
+import gradio as gr
 import pytest
 import torch
 
 from app import attention, attribution, interaction, prompts
 from app.export import save_figure
-from app.whose import about, answer_of
+from app.whose import about, answer_of, picker
 from mmpt.errors import InputError
 from mmpt.explain.attention import PREDICTING
 from mmpt.explain.targets import Case, Target, score
@@ -32,6 +33,16 @@ def test_the_last_question_in_words(asked):
     assert about(asked, "none")[1] == "none" and answer_of(asked, "one") == "a dog"
     with pytest.raises(InputError, match="Nothing has been asked yet"):
         answer_of(None, "one")
+
+
+def test_another_question_clears_what_was_said_of_the_last(asked):
+    with gr.Blocks() as page:
+        figure = gr.Plot()
+        whose, message = picker(gr.State(), [figure])
+    (renew,) = page.fns.values()
+    assert renew.outputs[1:] == [whose, message, figure]
+    _, models, *cleared = renew.fn(asked, "one")
+    assert models.value == "one" and cleared == [None, None]
 
 
 @pytest.mark.parametrize("tower", [attention.LLM, attention.TOWER])

@@ -54,6 +54,15 @@ def test_unknown_adapter(studio):
         pass
 
 
+def test_shipped_adapters_are_offered_on_their_own_backbone_only():
+    backbone = helpers.tiny_backbone()
+    backbone.name = "tiny"
+    offered = [name for _, name in Studio(backbone).choices()]
+    assert offered == ["none", "m2pt", "m2pt-carry", "mpt4lm-background"]
+    backbone.name = "another"
+    assert Studio(backbone).choices() == [("untouched model", "none")]
+
+
 def test_adapters_of_visitors_come_and_go(studio, adapters, tmp_path):
     for i in range(MAX_TUNED + 2):
         folder = tmp_path / f"tuned-{i}"
