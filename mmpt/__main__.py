@@ -134,11 +134,19 @@ def bench(args):
 
     import torch
 
+    from mmpt.backbones import load
     from mmpt.bench import FULL, QUICK, bench, render
     from mmpt.figures import save
     from mmpt.files import check_writable, write_whole
+    from mmpt.fit import largest_step
     from mmpt.growth import BASE, figure, growth
 
+    if args.fit is not None:
+        pictures = largest_step(load(args.backbone, quantize=args.quantize), args.fit)
+        print(f"{pictures} pictures a step fit into {args.fit:g} GiB")
+        return
+    if args.quantize:
+        raise InputError("--quantize goes with --fit GIB only: what is timed is held to the frozen model as it is.")
     for file in filter(None, (args.json, args.growth)):
         check_writable(file)
     work = BASE if args.growth else QUICK if args.quick else FULL
@@ -187,7 +195,6 @@ def parser():
         if run not in (push, scenes, score, table):
             names = '"tiny", "tiny-t5" (MPT4LM), a folder or a hub id (default: tiny)'
             sub.add_argument("--backbone", default="tiny", help=names)
-        if run not in (push, scenes, score, table, bench):
             sub.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
         if adapter:
             sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
@@ -266,6 +273,9 @@ def parser():
     sub.add_argument("--quick", action="store_true", help="a smaller step, fewer rounds")
     sub.add_argument(
         "--growth", metavar="FILE", help="instead: how a step grows with its parts, as a figure (.html, .png)"
+    )
+    sub.add_argument(
+        "--fit", type=float, metavar="GIB", help="instead: how many pictures a step of M²PT fit into a GPU's memory"
     )
     sub.add_argument("--json", metavar="FILE")
 

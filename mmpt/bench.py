@@ -4,6 +4,7 @@ The *floor* is what no method that tunes prompts can avoid: the frozen model's o
 inputs, pixels and token embeddings, with as many more of these as M²PT has visual prompts; for an answer the same
 without the backward pass. All methods see the same pictures and questions. Times are taken in turns, round by round,
 and are medians, so that whatever else the machine does falls on all of them; memory is taken in a process each.
+What the machine could do at best is a large matrix product's rate.
 """
 
 import multiprocessing
@@ -17,6 +18,7 @@ from statistics import median
 import torch
 from peft import PromptLearningConfig, get_peft_model
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mmpt.backbones import Backbone, load
@@ -58,39 +60,50 @@ class Runner:
 
 
 def bench(backbone_name: str = "tiny", work: Work = FULL, methods: tuple[str, ...] = ROWS) -> list[dict]:
-    """A row a method: method, step_s and answer_s (medians, seconds), peak_mib, tunable (parameters).
+    """A row a method: method, step_s and answer_s (medians, seconds), peak_mib, tunable (parameters),
+    pictures_s (tuned on a second), of_peak (the step's operations a second, as a share of a large matrix product's).
 
-    The peak is of a whole process that loads the backbone and trains one step; on a GPU of torch's memory.
+    The peak memory is of a whole process that loads the backbone and trains one step; on a GPU of torch's memory.
     """
     backbone = load(backbone_name)
     times = {name: {"step_s": [], "answer_s": []} for name in methods}
-    tunable = {}
+    tunable, operations = {}, {}
     with tqdm(total=work.rounds * len(methods), unit="run") as bar:
         for i in range(work.rounds):
             for name in methods[i % len(methods) :] + methods[: i % len(methods)]:  # nobody is always the first
                 bar.set_postfix_str(name, refresh=False)
                 with ready(name, backbone, work) as runner:
-                    tunable[name] = runner.tunable
+                    if not i:
+                        tunable[name], operations[name] = runner.tunable, flops(runner.step)
                     for what, run in (("step_s", runner.step), ("answer_s", runner.answer)):
                         times[name][what].append(seconds(run, backbone.model.device))
                 bar.update()
     medians = {name: {what: median(found) for what, found in times[name].items()} for name in methods}
+    rate = matmul_rate(backbone.model.device, backbone.model.dtype)
     del backbone
+    torch.cuda.empty_cache()  # for the processes that measure memory
     peaks = {name: _peak(name, backbone_name, work) for name in tqdm(methods, desc="memory")}
-    return [{"method": n} | medians[n] | {"peak_mib": peaks[n], "tunable": tunable[n]} for n in methods]
+    rows = [{"method": n} | medians[n] | {"peak_mib": peaks[n], "tunable": tunable[n]} for n in methods]
+    for row in rows:
+        row["pictures_s"] = work.pictures / row["step_s"]
+        row["of_peak"] = operations[row["method"]] / row["step_s"] / rate
+    return rows
 
 
 def render(rows: list[dict]) -> str:
     """The rows as a table, with what each is of the floor."""
     floor = next((row for row in rows if row["method"] == "floor"), None)
-    lines = [f"{'method':14} {'step':>8} {'answer':>9} {'peak':>9}  {'tunable':>11}   step, answer, peak of the floor"]
+    lines = [
+        f"{'method':14} {'step':>8} {'answer':>9} {'peak':>9}  {'tunable':>11} {'pictures':>9} {'device':>7}   "
+        "step, answer, peak of the floor"
+    ]
     for row in rows:
         shares = ""
         if floor:
             shares = "  ".join(f"{row[key] / floor[key]:5.2f}" for key in ("step_s", "answer_s", "peak_mib"))
         lines.append(
             f"{row['method']:14} {row['step_s']:6.2f} s {1000 * row['answer_s']:6.0f} ms {row['peak_mib']:5.0f} MiB"
-            f"  {row['tunable']:11,}   {shares}"
+            f"  {row['tunable']:11,} {row['pictures_s']:7.1f}/s {row['of_peak']:6.0%}    {shares}"
         )
     return "\n".join(lines)
 
@@ -210,6 +223,20 @@ def seconds(run: Callable[[], None], device: torch.device) -> float:
     start = now()
     run()
     return now() - start
+
+
+def flops(run: Callable[[], None]) -> int:
+    """Floating-point operations of `run`'s matrix products, convolutions and, where torch counts it, attention."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large square matrix product, the best of five."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device).to(dtype)
+    return 2 * n**3 / min(seconds(lambda: a @ b, device) for _ in range(5))
 
 
 def _peak(name, backbone_name, work):

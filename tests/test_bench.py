@@ -9,8 +9,11 @@ from helpers import config_for, tiny_backbone
 
 import mmpt.bench
 import mmpt.growth
+import mmpt.sized
 from mmpt.__main__ import main
-from mmpt.bench import ROWS, Work, bench, ready, render
+from mmpt.bench import ROWS, Work, bench, flops, matmul_rate, ready, render
+from mmpt.errors import InputError
+from mmpt.fit import search
 from mmpt.growth import ALONG, LINES, figure, growth
 from mmpt.scenes import make_scene
 
@@ -68,8 +71,10 @@ def test_the_floor_reads_what_m2pt_reads_but_its_textual_prompts(backbone):
 def test_rows_and_command(backbone, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(mmpt.bench, "_peak", lambda *args: 100)
     rows = bench("x", WORK, ("floor", "m2pt"))
-    assert [set(row) for row in rows] == [{"method", "step_s", "answer_s", "peak_mib", "tunable"}] * 2
-    assert all(row["step_s"] > 0 and row["answer_s"] > 0 for row in rows)
+    keys = {"method", "step_s", "answer_s", "peak_mib", "tunable", "pictures_s", "of_peak"}
+    assert [set(row) for row in rows] == [keys] * 2
+    assert all(row["step_s"] > 0 and row["answer_s"] > 0 and 0 < row["of_peak"] < 1 for row in rows)
+    assert [row["pictures_s"] for row in rows] == [1 / row["step_s"] for row in rows]
     twice = rows[0] | {"method": "twice", "step_s": 2 * rows[0]["step_s"]}
     assert " 2.00   1.00   1.00" in render([rows[0], twice])
 
@@ -77,6 +82,44 @@ def test_rows_and_command(backbone, monkeypatch, tmp_path, capsys):
     assert main(["bench", "--quick", "--json", str(tmp_path / "b.json")]) == 0
     assert json.loads((tmp_path / "b.json").read_text())["rows"] == rows
     assert "m2pt" in capsys.readouterr().out
+
+
+def test_operations_of_a_step():
+    """Forward, and backward to the inputs alone, as in a frozen model: two products of 2 · 5 · 7 · 3 operations."""
+    layer = torch.nn.Linear(7, 3).requires_grad_(False)
+    x = torch.randn(5, 7, requires_grad=True)
+    assert flops(lambda: layer(x).sum().backward()) == 2 * 2 * 5 * 7 * 3
+    assert matmul_rate(torch.device("cpu"), torch.float32) > 1e9
+
+
+@pytest.mark.parametrize("fitting", [0, 1, 2, 3, 5, 8, 99, 100])
+def test_the_largest_step_is_found(fitting):
+    tried = []
+    assert search(lambda n: tried.append(n) or n <= fitting, 100) == fitting
+    assert len(tried) <= 14 and max(tried) <= 100
+
+
+def test_memory_of_a_cpu_cannot_be_limited(monkeypatch, capsys):
+    monkeypatch.setattr("mmpt.backbones.load", lambda name, quantize: tiny_backbone())
+    assert main(["bench", "--fit", "16"]) == 2
+    assert "this needs a GPU" in capsys.readouterr().err
+    assert main(["bench", "--quantize", "4bit"]) == 2
+    assert "--quantize goes with --fit GIB only" in capsys.readouterr().err
+
+
+def test_a_model_of_random_weights_is_timed(monkeypatch, tmp_path):
+    small = dict(intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
+    monkeypatch.setattr(mmpt.sized, "VISION", mmpt.sized.VISION | small | {"hidden_size": 16, "image_size": 28})
+    monkeypatch.setattr(mmpt.sized, "LLM", {"7b": small | {"hidden_size": 24}})
+    monkeypatch.setattr(mmpt.bench, "_peak", lambda *args: 100)
+    folder = mmpt.sized.write("7b", tmp_path / "random")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["dtype"] == "bfloat16" and config["vision_feature_layer"] == -2
+    rows = bench(str(folder), Work(1, 1, 1, textual=2, visual=3), ("floor", "m2pt"))
+    projector, textual = 16 * 24 + 24 + 24 * 24 + 24, 2 * 2 * 24
+    assert rows[1]["tunable"] == projector + textual + 3 * 16  # the last vision layer's output is not read
+    with pytest.raises(InputError, match="no size '8b'; choose one of 7b"):
+        mmpt.sized.write("8b", tmp_path)
 
 
 def test_growth(backbone, monkeypatch, tmp_path, capsys):
