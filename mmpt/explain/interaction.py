@@ -74,11 +74,15 @@ def scores(case: Case) -> Tensor:
         raise InputError(f"Interaction is between textual and visual prompts, and the active adapter has {have}.")
     keep = {kind: 1 - torch.eye(P + 1, P).roll(1, 0) for kind, (_, P) in case.prompts.items()}  # (I or J, P)
     keep = {kind: value.to(case.pixels) for kind, value in keep.items()}
+    if prompt_layer(case.backbone)[0].backbone.family.image_type:  # nothing can be read once where patches look ahead
+        sizes = [len(rows) for rows in keep.values()]
+        textual = keep["textual"].repeat_interleave(sizes[1], 0)
+        return case(textual=textual, visual=keep["visual"].repeat(sizes[0], 1)).view(*sizes).cpu()
     with still(case.backbone.model):
         host = prompt_layer(case.backbone)[0].backbone.host
         with prompt_strength(case.backbone, visual=keep["visual"]):
             pixels = case.pixels.expand(len(keep["visual"]), -1, -1, -1)
-            features = torch.stack(list(host.get_image_features(pixel_values=pixels).pooler_output))
+            features = torch.stack(list(host.get_image_features(**case.picture_inputs(pixels)).pooler_output))
         logps = [_Grid(case, ids, features, keep).log_probabilities(labels) for ids, labels in case.parts]
     return case.target.score(logps).cpu()
 

@@ -5,6 +5,7 @@ Notation: T positions as the LLM (or the vision tower) sees them inside its laye
 
 from collections import Counter
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import torch
 from PIL import Image
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
-from mmpt.m2pt.hosts import FAMILIES
+from mmpt.m2pt.backbone import find_backbone
 from mmpt.m2pt.layer import M2PTLayer, Settings
 from mmpt.m2pt.layout import TEXTUAL, VISUAL
 
+FAMILIES = ("LLaVA", "SmolVLM", "Idefics3", "Gemma 3")  # of mmpt/m2pt/hosts.py, whose pictures are one grid of tokens
 SEGMENTS = ("textual", "visual", "patch", "question", "answer", "other")  # other: the template's tokens, and CLS
 
 
@@ -27,7 +29,7 @@ class Segments:
         kinds: T names out of `SEGMENTS`. "answer" includes the token that ends it.
         labels: T texts: a token as it is written, "T3", "V7", "row 2 column 5", "CLS".
         input_index: T positions in the caller's input_ids (`encode`); None for a prompt slot.
-        grid: (rows, columns) of the patches.
+        grid: (rows, columns) of the patches; in the LLM of the picture's tokens, where several patches make one.
         view: left, top, right, bottom of what the model sees of the picture, in shares of its width and height;
             (0, 0, 1, 1) but where the processor crops the picture.
         written: the layers at whose input the slots of `slots` are overwritten, so that what they held is lost. The
@@ -85,17 +87,35 @@ def encode(backbone: Backbone, image: Image.Image, question: str, answer: str | 
     With an answer also labels (1, T): -100 but on the answer's tokens and the one that ends it.
 
     Raises:
-        InputError: the backbone does not keep a picture's patches as one grid of tokens.
+        InputError: the backbone does not keep a picture as one grid of tokens.
     """
-    family = next((f for m in backbone.model.modules() for f in FAMILIES if isinstance(m, f.model)), FAMILIES[0])
-    if family is not FAMILIES[0]:
-        raise InputError(
-            f"The views explain answers by the patches of a picture, which {family.name} crops, joins or looks at in "
-            f"its own way; explain one of {FAMILIES[0].name}."
-        )
     if answer is None:
-        return dict(backbone.inputs([image], [question]))
-    return backbone.training_inputs([image], [[(question, answer)]])
+        batch = dict(backbone.inputs([image], [question]))
+    else:
+        batch = backbone.training_inputs([image], [[(question, answer)]])
+    family, crops = find_backbone(backbone.model).family.name, batch["pixel_values"].flatten(0, -4).shape[0]
+    if family not in FAMILIES:
+        raise InputError(
+            f"The views explain answers by the patches of a picture, which {family} crops, joins or looks at in its "
+            f"own way; explain one of {', '.join(FAMILIES)}."
+        )
+    if crops > 1:
+        raise InputError(
+            f"The views explain answers by the patches of one picture, and the processor made {crops} crops of it; "
+            "set do_image_splitting or do_pan_and_scan of backbone.processor.image_processor to False."
+        )
+    return batch
+
+
+def cells(backbone: Backbone, batch: dict[str, Tensor]) -> tuple[tuple[int, int], int]:
+    """(rows, columns) of the picture's tokens in an `encode`d row, and how many pixels wide and high one is.
+
+    A token is a patch, or a square of patches where the projector shuffles or pools them.
+    """
+    tokens = int((batch["input_ids"] == find_backbone(backbone.model).image_token_id).sum())
+    rows, columns = _patches(backbone, batch["pixel_values"])
+    square = max(1, round((rows * columns / tokens) ** 0.5))
+    return (rows // square, columns // square), square * _patch_side(backbone)
 
 
 def segments(backbone: Backbone, image: Image.Image, question: str, answer: str | None = None) -> Segments:
@@ -108,8 +128,8 @@ def segments(backbone: Backbone, image: Image.Image, question: str, answer: str 
     kinds, labels = _token_kinds(backbone, ids, question, answer)
     for i in batch["labels"][0].ne(-100).nonzero()[:, 0].tolist() if answer is not None else ():
         kinds[i] = "answer"
-    grid = _grid(backbone, batch["pixel_values"])
-    is_image = batch["input_ids"] == backbone.model.config.image_token_id
+    grid, _ = cells(backbone, batch)
+    is_image = batch["input_ids"] == find_backbone(backbone.model).image_token_id
     _name_patches(kinds, labels, is_image[0].nonzero()[:, 0].tolist(), grid)
 
     layer, settings = prompt_layer(backbone)
@@ -133,11 +153,9 @@ def segments(backbone: Backbone, image: Image.Image, question: str, answer: str 
 
 def vision_segments(backbone: Backbone, image: Image.Image) -> Segments:
     """What stands where inside the vision tower, in its own order: CLS if it has one, patches, visual prompts."""
-    batch = encode(backbone, image, "?")
-    grid = _grid(backbone, batch["pixel_values"])
-    extra = int((batch["input_ids"] == backbone.model.config.image_token_id).sum()) - grid[0] * grid[1]
-    extra += backbone.model.config.vision_feature_select_strategy == "default"  # which drops one for the LLM
-    n = extra + grid[0] * grid[1]
+    grid = _patches(backbone, encode(backbone, image, "?")["pixel_values"])
+    names = (name.rpartition(".")[2] for name, _ in find_backbone(backbone.model).tower.named_parameters())
+    n = any(name in ("class_embedding", "cls_token") for name in names) + grid[0] * grid[1]
     kinds, labels = ["other"] * n, [""] * n
     _name_patches(kinds, labels, range(n), grid)
     _, settings = prompt_layer(backbone)
@@ -159,7 +177,7 @@ def prompt_layer(backbone: Backbone) -> tuple[M2PTLayer | None, Settings | None]
 
 def view_of(processor, width: int, height: int) -> tuple[float, float, float, float]:
     """`Segments.view` of a picture of that size under an image processor."""
-    if not processor.do_center_crop:
+    if not getattr(processor, "do_center_crop", False):
         return (0.0, 0.0, 1.0, 1.0)
     size, crop = processor.size, processor.crop_size
     if size.get("shortest_edge"):
@@ -176,15 +194,22 @@ def _written(layers, update):
 
 
 def _token_kinds(backbone, ids, question, answer):
-    """Segments and texts of the tokens; those of the question are told by their place in the rendered text."""
-    processor = backbone.processor
-    image, n = processor.image_token, ids.count(processor.image_token_id)
-    text = backbone._chat([(question, answer)], answer is None).replace(image, image * n, 1)
-    start = text.index(question, text.index(image) + n * len(image))
-    end = start + len(question)
-    spans = processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    kinds = ["question" if a < end and b > start else "other" for a, b in spans]
-    return kinds, [text[a:b] or processor.tokenizer.decode([i]) for i, (a, b) in zip(ids, spans)]
+    """Segments and texts of the tokens; those of the question are told by their place in the text as it is written.
+
+    In the place of the picture's mark the processor puts many tokens; those after it are moved by as many.
+    """
+    tokenizer = backbone.processor.tokenizer
+    text = backbone._chat([(question, answer)], answer is None)
+    start = len(commonprefix([text, backbone._chat([("", answer)], answer is None)]))
+    written = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+    added = len(ids) - len(written)
+    kinds, labels = ["other"] * len(ids), [tokenizer.decode([i]) for i in ids]
+    for i, (a, b) in enumerate(written, added):
+        if a < start + len(question) and b > start:
+            kinds[i], labels[i] = "question", text[a:b]
+        elif b > start:
+            labels[i] = text[a:b] or labels[i]
+    return kinds, labels
 
 
 def _name_patches(kinds, labels, positions, grid):
@@ -195,6 +220,11 @@ def _name_patches(kinds, labels, positions, grid):
         labels[i] = f"row {n // columns + 1} column {n % columns + 1}" if n >= 0 else "CLS"
 
 
-def _grid(backbone, pixel_values):
-    patch = backbone.model.config.vision_config.patch_size
-    return pixel_values.shape[-2] // patch, pixel_values.shape[-1] // patch
+def _patch_side(backbone):
+    size = find_backbone(backbone.model).tower.config.patch_size
+    return size if isinstance(size, int) else size[0]
+
+
+def _patches(backbone, pixel_values):
+    side = _patch_side(backbone)
+    return pixel_values.shape[-2] // side, pixel_values.shape[-1] // side

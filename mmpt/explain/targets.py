@@ -16,7 +16,8 @@ from torch.func import functional_call
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.interventions import prompt_rows, prompt_strength
-from mmpt.explain.segments import segments
+from mmpt.explain.segments import cells, encode, segments
+from mmpt.m2pt.backbone import find_backbone
 
 ROWS = {"cpu": 4, "cuda": 32}  # scored at a time; on a CPU larger batches leave its cache and are slower
 
@@ -129,7 +130,7 @@ class Case:
     Attributes:
         target: without one, the log-probability of the backbone's own greedy answer.
         segments: of the sequence up to the answer's end.
-        grid: (rows, columns) of the patches, `patch` pixels wide and high each.
+        grid: (rows, columns) of the patches as the LLM has them, `patch` pixels wide and high each.
         pixels: (1, 3, H, W) the picture as the model gets it.
         embeddings: (1, Q, D) of the question's tokens, whose texts are `words`.
         prompts: see `prompt_rows`.
@@ -147,14 +148,15 @@ class Case:
         self.grid, self.prompts = self.segments.grid, prompt_rows(backbone)
         self.parts = []
         for answer in self.target.answers:
-            batch = backbone.training_inputs([image], [[(question, answer)]])
+            batch = encode(backbone, image, question, answer)
             places = (batch["labels"][0] != -100).nonzero()[:, 0]
             ids = batch["input_ids"][:, : places[-1] + 1]
             self.parts.append((ids[:, :-1], ids[0, places]))
         self.target.score([torch.zeros(len(labels)) for _, labels in self.parts])
-        self.pixels = batch["pixel_values"]
-        self.rows = ROWS.get(self.pixels.device.type, 4)
-        self.patch = backbone.model.config.vision_config.patch_size
+        pixels, self._host = batch["pixel_values"], find_backbone(backbone.model)
+        self.pixels, self._shape = pixels.view(1, *pixels.shape[-3:]), pixels.shape[1:]
+        self.rows = ROWS.get(pixels.device.type, 4)
+        _, self.patch = cells(backbone, batch)
         where = self.segments.where("question").tolist()
         self.words = [self.segments.labels[i] for i in where]
         self._columns = torch.tensor([self.segments.input_index[i] for i in where], device=self.pixels.device)
@@ -168,7 +170,12 @@ class Case:
         The mean has the size of an embedding's common part; a zero vector has none, and the way there from an
         embedding is no change at all for a pre-norm LLM until its very end.
         """
-        return self._table.weight.detach().mean(0).expand_as(self.embeddings)
+        scale = getattr(self._table, "embed_scale", 1.0)  # Gemma's
+        return (scale * self._table.weight.detach().mean(0)).expand_as(self.embeddings)
+
+    def picture_inputs(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(B, 3, H, W) as the host's arguments."""
+        return {"pixel_values": pixels.reshape(len(pixels), *self._shape)}
 
     def random_words(self, n: int, generator: torch.Generator) -> Tensor:
         """(n, Q, D) n questions of random words."""
@@ -213,7 +220,10 @@ class Case:
         if question is not None:
             embeds = self._table(inputs["input_ids"])
             inputs = {"inputs_embeds": embeds.index_copy(1, self._columns, question.to(embeds))}
-        inputs |= {"pixel_values": pixels, "use_cache": False, "logits_to_keep": len(labels)}
+        if self._host.family.image_type:
+            types = (ids == self._host.image_token_id).long() * self._host.family.image_type
+            inputs["token_type_ids"] = types.expand(len(pixels), -1)
+        inputs |= self.picture_inputs(pixels) | {"use_cache": False, "logits_to_keep": len(labels)}
         # Calls the model as a module, so that hooks of its wrappers run too.
         logits = functional_call(self.backbone.model, parameters, kwargs=inputs).logits
         logps = logits.float().log_softmax(-1)
