@@ -19,6 +19,7 @@ CSS = """
 .examples .thumbnail-item {aspect-ratio: 1; height: auto}
 .js-plotly-plot :is([class*=title], [class*=tick] text, .cbaxis text, .legendtext, .annotation-text)
 {fill: var(--body-text-color) !important}
+.strip :is(.token, .text, .legend-item) {color: var(--body-text-color) !important}
 .wide {overflow-x: auto !important}
 .wide .js-plotly-plot {min-width: 720px}
 """
