@@ -224,7 +224,9 @@ def parser():
     sub.add_argument("--relative-lr", type=float, help="instead, of prompts: peak step as a share of their size")
     sub.add_argument("--projector-lr", type=float)
     sub.add_argument("--accumulate", type=int, help="parts that a step's pictures are cut into, to save memory")
-    sub.add_argument("--precision", choices=("fp32", "bf16"), help="of the frozen weights (default: as loaded)")
+    sub.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the frozen weights (default: as loaded)"
+    )
     sub.add_argument("--gradient-checkpointing", action="store_true", help="compute activations twice, to save memory")
     sub.add_argument("--save-every", type=int, metavar="STEPS")
     sub.add_argument("--report-to", choices=("tensorboard", "wandb"), help="gets what log.jsonl gets")

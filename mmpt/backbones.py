@@ -26,7 +26,7 @@ from transformers import (
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
 from mmpt.errors import InputError
-from mmpt.loading import BITS, load_pretrained
+from mmpt.loading import BITS, default_dtype, load_pretrained
 from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
 from mmpt.tiny.vision import IMAGE_SIZE, MEAN, PATCH_SIZE, STD, vision_config
 
@@ -193,7 +193,7 @@ def load(
         adapter: a shipped adapter's name or a folder, loaded and active. One of MPT4LM gets its text-only LLM
             (`mmpt.mpt4lm.backbone.load`).
         device: where the model goes; by default a GPU if there is one.
-        dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
+        dtype: weights' type; by default float32 on a CPU, on a GPU bfloat16, or float16 if it has no bfloat16 units.
         quantize: "4bit" (NF4) or "8bit": the LLM's matrices are held in so many bits by bitsandbytes and computed with
             in `dtype`; the vision tower, the projector and the output head stay as they are.
         device_map: transformers' own, such as "auto", to spread a model over several devices; in the place of device.
@@ -219,7 +219,7 @@ def load(
     if (quantize or device_map is not None) and str(name) == "tiny":
         raise InputError(f'"tiny" is small enough as it is; leave {"quantize" if quantize else "device_map"} out.')
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    dtype = dtype or default_dtype(device)
     if str(name) == "tiny":
         backbone = load_tiny()
         backbone.model.to(device, dtype)

@@ -58,6 +58,15 @@ def load_pretrained(
         raise InputError(_reason(name, error)) from error
 
 
+def default_dtype(device: torch.device) -> torch.dtype:
+    """What weights are held in: float32 on a CPU, else bfloat16; float16 on a GPU without units for that, as a T4."""
+    if device.type == "cpu":
+        return torch.float32
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16
+    return torch.bfloat16
+
+
 def _outline(name: str) -> PreTrainedModel:
     """The model without weights, made from its configuration alone."""
     config = AutoConfig.from_pretrained(name)

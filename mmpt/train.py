@@ -40,7 +40,8 @@ from mmpt.runs import check_tracker, finish, log, open_run, save, start_tracker
 from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_HALVES = (torch.bfloat16, torch.float16)
 _MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
 
 
@@ -64,7 +65,7 @@ class TrainConfig:
     accumulate: int = 1  # parts that a step's pictures are cut into, to save memory
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
-    precision: str | None = None  # of the frozen weights: "fp32", "bf16", None: as loaded. What is tuned is fp32
+    precision: str | None = None  # of the frozen weights: of PRECISIONS, None: as loaded. What is tuned is fp32
     gradient_checkpointing: bool = False  # compute activations twice, keep fewer of them
     save_every: int = 100  # steps
     log_every: int = 10  # steps
@@ -91,7 +92,8 @@ class TrainConfig:
         if type(self.seed) is not int:
             raise InputError(f"seed is {self.seed!r}; give a whole number.")
         if self.precision not in (None, *PRECISIONS):
-            raise InputError(f'precision is {self.precision!r}; give "fp32", "bf16" or None (as loaded).')
+            names = ", ".join(map(repr, PRECISIONS))
+            raise InputError(f"precision is {self.precision!r}; give one of {names}, or None (as loaded).")
         if self.report_to is not None:
             check_tracker(self.report_to)
         if self.pictures % self.accumulate:
@@ -154,23 +156,24 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         return config.out
     model = backbone.model = _start(backbone, peft_config, config)
     tuned = _prepare(model, backbone.name, config)
+    scaler = _scaler(model, accelerator)
     loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
     tuned = _tuned(model)  # by FSDP put in the place of what was there
-    losses, questions, seconds = _restore(saved, tuned, optimizer)
+    losses, questions, seconds = _restore(saved, tuned, optimizer, scaler)
     start_tracker(accelerator, config.out, run, len(losses))
     started = time.monotonic() - seconds
     try:
         with tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process) as bar:
             for step in range(len(losses), config.steps):
                 loss, asked = _step(
-                    backbone, loss_of, optimizer, list(tuned.values()), accelerator, config, examples, step
+                    backbone, loss_of, optimizer, scaler, list(tuned.values()), accelerator, config, examples, step
                 )
                 losses.append(loss)
                 questions, seconds = questions + asked, time.monotonic() - started
                 bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
                 bar.update()
                 state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
-                _keep(state, tuned, optimizer, accelerator, config)
+                _keep(state, tuned, optimizer, scaler, accelerator, config)
         weights = whole(tuned if peft_config else model.state_dict(), accelerator.is_main_process)
         if accelerator.is_main_process:
             state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
@@ -221,14 +224,14 @@ class AnswerLoss(nn.Module):
         handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
         try:
             dtype = self.model.get_input_embeddings().weight.dtype
-            with torch.autocast(labels.device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+            with torch.autocast(labels.device.type, dtype) if dtype in _HALVES else nullcontext():
                 logits = self.model(**batch).logits  # (N, V)
         finally:
             handle.remove()
         return functional.cross_entropy(logits.float(), targets[rows, columns], reduction="sum")
 
 
-def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, step):
+def _step(backbone, loss_of, optimizer, scaler, tuned, accelerator, config, examples, step):
     """One optimizer step; the loss, a mean over all labels of the step, and the number of questions."""
     processes, share = accelerator.num_processes, config.pictures // (config.accumulate * accelerator.num_processes)
     parts, asked = [], 0
@@ -244,7 +247,7 @@ def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, st
     for n, part in enumerate(parts, 1):
         with nullcontext() if n == len(parts) else accelerator.no_sync(loss_of):
             loss = loss_of(part) / labels
-            accelerator.backward(loss * processes)  # data-parallel training takes the mean over processes
+            accelerator.backward(scaler.scale(loss * processes))  # data-parallel training takes their mean
         total += loss.detach()
     total = accelerator.reduce(total).item()
     if not math.isfinite(total):
@@ -254,13 +257,15 @@ def _step(backbone, loss_of, optimizer, tuned, accelerator, config, examples, st
         )
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * schedule(step, config)
+    scaler.unscale_(optimizer)
     accelerator.clip_grad_norm_(tuned, config.clip)
-    optimizer.step()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad()
     return total, asked
 
 
-def _keep(state, tuned, optimizer, accelerator, config):
+def _keep(state, tuned, optimizer, scaler, accelerator, config):
     """Log and checkpoint, at the steps at which they are due."""
     steps, main = len(state["losses"]), accelerator.is_main_process
     if main and (steps % config.log_every == 0 or steps == config.steps):
@@ -268,7 +273,7 @@ def _keep(state, tuned, optimizer, accelerator, config):
     if steps % config.save_every == 0 or steps == config.steps:
         parts = whole({"tuned": tuned, "optimizer": optimizer.state_dict()}, main)
         if main:
-            save(config.out, state | parts)
+            save(config.out, state | parts | {"scaler": scaler.state_dict()})
 
 
 def _start(backbone, peft_config, config):
@@ -318,6 +323,14 @@ def _prepare(model, name, config):
     return _tuned(model)
 
 
+def _scaler(model, accelerator):
+    """Under fp16 small gradients would vanish on their way back: the loss is scaled up as far as none overflows."""
+    fp16 = model.get_input_embeddings().weight.dtype == torch.float16
+    if fp16 and accelerator.distributed_type == "FSDP":
+        raise InputError("fp16 scales the loss, which FSDP does not take; hold the weights in bf16.")
+    return torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
+
+
 def _tuned(model):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
@@ -335,7 +348,7 @@ def _describe(backbone, peft_config, config):
     return json.loads(json.dumps(run, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
-def _restore(saved, tuned, optimizer):
+def _restore(saved, tuned, optimizer, scaler):
     if saved is None:
         return [], 0, 0.0
     with torch.no_grad():
@@ -345,4 +358,5 @@ def _restore(saved, tuned, optimizer):
     for i, moments in saved["optimizer"]["state"].items():
         moments |= {name: sharded_like(moment, parameters[i]) for name, moment in moments.items()}
     optimizer.load_state_dict(saved["optimizer"])
+    scaler.load_state_dict(saved["scaler"])
     return saved["losses"], saved["questions"], saved["seconds"]

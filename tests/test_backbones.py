@@ -10,7 +10,7 @@ from tokenizers.processors import TemplateProcessing
 
 import mmpt
 from mmpt.errors import InputError
-from mmpt.loading import weights_size
+from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
 from mmpt.scenes import make_scene
 from mmpt.tiny.describe import QUESTION, compare
@@ -103,6 +103,13 @@ def test_the_picture_matters(tiny, scenes):
 def test_wrong_names_say_what_to_give(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_weights_are_of_a_type_that_the_device_computes_in(monkeypatch):
+    assert default_dtype(torch.device("cpu")) == torch.float32
+    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+        assert default_dtype(torch.device("cuda")) == dtype
 
 
 @pytest.mark.parametrize("quantize, kind, bound", [("4bit", "Linear4bit", 0.3), ("8bit", "Linear8bitLt", 0.03)])

@@ -30,7 +30,7 @@ def test_answers_as_on_a_cpu():
     assert answers[0] == answers[1]
 
 
-@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-3), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-3), (torch.bfloat16, 0.05), (torch.float16, 0.05)])
 def test_tunes_as_on_a_cpu(tmp_path, dtype, near):
     losses = []
     for device, weights in (("cpu", torch.float32), ("cuda", dtype)):

@@ -13,7 +13,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import tiny_backbone
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    get_peft_model,
+    get_peft_model_state_dict,
+)
 from safetensors.torch import load_file
 
 import mmpt.data
@@ -23,7 +30,7 @@ from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
 from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
-from mmpt.train import AnswerLoss, TrainConfig, conversation, schedule, train
+from mmpt.train import PRECISIONS, AnswerLoss, TrainConfig, _start, conversation, schedule, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,11 +254,12 @@ def test_gradient_checkpointing_does_not_change_the_result(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "m2pt"])
-def test_bf16_holds_frozen_weights_in_bf16_and_learns_in_fp32(tmp_path, method):
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_frozen_weights_are_held_in_16_bits_and_what_is_tuned_in_32(tmp_path, method, precision):
     backbone = tiny_backbone()
-    train(backbone, METHODS[method](), settings(tmp_path / "out", precision="bf16", steps=2))
+    train(backbone, METHODS[method](), settings(tmp_path / "out", precision=precision, steps=2))
     types = {(p.requires_grad, p.dtype) for p in backbone.model.parameters()}
-    assert types == {(False, torch.bfloat16), (True, torch.float32)}
+    assert types == {(False, PRECISIONS[precision]), (True, torch.float32)}
     log = (tmp_path / "out" / "log.jsonl").read_text()
     exact = tmp_path / "exact"
     run(exact, method, steps=2)
@@ -259,6 +267,28 @@ def test_bf16_holds_frozen_weights_in_bf16_and_learns_in_fp32(tmp_path, method):
     assert json.loads(log)["loss"] == pytest.approx(expected, rel=0.02)
     scene, _ = conversation(settings("x"), 0, 0)
     assert len(backbone.answer([scene.image], ["Hello?"], 3)) == 1
+
+
+def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tmp_path, monkeypatch):
+    scalers, scaler = [], torch.amp.GradScaler
+
+    def too_high(*args, **kwargs):
+        scalers.append(scaler(*args, **kwargs, init_scale=2.0**24))
+        return scalers[-1]
+
+    monkeypatch.setattr(torch.amp, "GradScaler", too_high)
+    first = run(tmp_path / "first", precision="fp16", steps=1)
+    assert scalers[0].get_scale() == 2.0**23  # the step was left out
+    start = get_peft_model_state_dict(_start(tiny_backbone(), METHODS["lora"](), settings("x")))
+    assert same(first, {name: value.cpu() for name, value in start.items()})
+    whole = run(tmp_path / "whole", precision="fp16", steps=12)
+    assert not same(first, whole) and all(value.isfinite().all() for value in whole.values())
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 7)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "parts", precision="fp16", steps=12)
+    assert same(run(tmp_path / "parts", precision="fp16", steps=12, resume=True), whole)
+    assert scalers[-1].get_scale() == scalers[1].get_scale() < 2.0**23
 
 
 # --- broken runs -------------------------------------------------------------------------------------------------
@@ -415,7 +445,7 @@ def test_a_run_starts_from_an_adapter(tmp_path, method):
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give a number of at least 0"),
         ({"warmup": 1.5}, "warmup is 1.5; give the share of the steps, from 0 to 1"),
         ({"seed": "x"}, "seed is 'x'; give a whole number"),
-        ({"precision": "fp16"}, 'precision is \'fp16\'; give "fp32", "bf16" or None'),
+        ({"precision": "fp8"}, "precision is 'fp8'; give one of 'fp32', 'bf16', 'fp16', or None"),
         ({"pictures": 6, "accumulate": 4}, "6 pictures a step cannot be cut into 4 equal parts"),
         ({"tasks": ["count", "dance"]}, "There is no task 'dance'; give some of count, "),
     ],

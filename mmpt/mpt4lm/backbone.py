@@ -24,6 +24,7 @@ from transformers import (
 
 from mmpt.backbones import ASSETS, Backbone, load_tiny, tiny_image_processor
 from mmpt.errors import InputError
+from mmpt.loading import default_dtype
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.reading import read_text
 from mmpt.reading import Reading
@@ -135,7 +136,7 @@ def load(
         tower: a CLIP or SigLIP, such as "openai/clip-vit-large-patch14"; the embedded ones have their own.
         adapter: an adapter's folder, loaded and active.
         device: where the model goes; by default a GPU if there is one.
-        dtype: weights' type; by default float32 on a CPU, bfloat16 on a GPU.
+        dtype: weights' type; by default float32 on a CPU, on a GPU bfloat16, or float16 if it has no bfloat16 units.
         quantize: as in `mmpt.load`; refused here.
 
     Raises:
@@ -144,7 +145,7 @@ def load(
     if quantize:
         raise InputError("A text-only LLM under MPT4LM is not held in fewer bits yet; leave quantize out.")
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    dtype = dtype or default_dtype(device)
     if str(name) == "tiny":
         backbone = without_projector(load_tiny())
     elif str(name) == "tiny-t5":
