@@ -105,11 +105,11 @@ def test_wrong_names_say_what_to_give(call, message):
         call()
 
 
-def test_weights_are_of_a_type_that_the_device_computes_in(monkeypatch):
+@pytest.mark.parametrize("supported, dtype", [(True, torch.bfloat16), (False, torch.float16)])
+def test_weights_are_of_a_type_that_the_device_computes_in(monkeypatch, supported, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
+    assert default_dtype(torch.device("cuda")) == dtype
     assert default_dtype(torch.device("cpu")) == torch.float32
-    for supported, dtype in ((True, torch.bfloat16), (False, torch.float16)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
-        assert default_dtype(torch.device("cuda")) == dtype
 
 
 @pytest.mark.parametrize("quantize, kind, bound", [("4bit", "Linear4bit", 0.3), ("8bit", "Linear8bitLt", 0.03)])
