@@ -8,6 +8,7 @@ What the machine could do at best is a large matrix product's rate.
 """
 
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -240,6 +241,8 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _peak(name, backbone_name, work):
+    # glibc keeps of freed memory what it likes, 60 MiB more or less from run to run; from here on large pieces go back.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_here, name, backbone_name, work).result()
 

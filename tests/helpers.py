@@ -4,6 +4,7 @@ from dataclasses import replace
 from functools import cache
 
 import torch
+from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPImageProcessorPil,
@@ -16,6 +17,7 @@ from transformers import (
 )
 
 from mmpt.backbones import CHAT_TEMPLATE, Backbone
+from mmpt.m2pt import M2PTConfig
 from mmpt.methods import METHODS
 from mmpt.mpt4lm.backbone import without_projector
 
@@ -71,3 +73,15 @@ def tiny_backbone(seed: int = 0) -> Backbone:
         chat_template=CHAT_TEMPLATE,
     )
     return Backbone("tiny-random", LlavaForConditionalGeneration(config).eval(), processor)
+
+
+def tuned_backbone(**fields) -> Backbone:
+    """`tiny_backbone` under M²PT with random prompts, 3 textual and 2 visual ones unless `fields` say otherwise."""
+    torch.manual_seed(1)
+    backbone = tiny_backbone()
+    config = M2PTConfig(**{"num_textual_prompts": 3, "num_visual_prompts": 2} | fields)
+    backbone.model = get_peft_model(backbone.model, config).eval()
+    for name, parameter in backbone.model.named_parameters():
+        if "prompts" in name:
+            torch.nn.init.normal_(parameter)
+    return backbone

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerConductance
-from peft import get_peft_model
+from helpers import tuned_backbone as tuned
 
 import mmpt
 from mmpt.errors import InputError
@@ -30,17 +30,6 @@ METHODS = {
     "Shapley": shapley,
     "Shapley sampling": lambda case: shapley(case, samples=2),
 }
-
-
-def tuned(**fields):
-    torch.manual_seed(1)
-    backbone = helpers.tiny_backbone()
-    config = mmpt.M2PTConfig(**{"num_textual_prompts": 3, "num_visual_prompts": 2} | fields)
-    backbone.model = get_peft_model(backbone.model, config).eval()
-    for name, p in backbone.model.named_parameters():
-        if "prompts" in name:
-            torch.nn.init.normal_(p)
-    return backbone
 
 
 def case_of(backbone=None, seed=0, target=TARGET):

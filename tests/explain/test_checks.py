@@ -3,7 +3,7 @@
 import helpers
 import pytest
 import torch
-from peft import get_peft_model
+from helpers import tuned_backbone as tuned
 
 import mmpt
 from mmpt.errors import InputError
@@ -13,17 +13,6 @@ from mmpt.explain.targets import Case, Target, score
 from mmpt.scenes import make_scene
 
 QUESTION, TARGET = "How many?", Target("two")
-
-
-def tuned(**fields):
-    torch.manual_seed(1)
-    backbone = helpers.tiny_backbone()
-    config = mmpt.M2PTConfig(**{"num_textual_prompts": 3, "num_visual_prompts": 2} | fields)
-    backbone.model = get_peft_model(backbone.model, config).eval()
-    for name, p in backbone.model.named_parameters():
-        if "prompts" in name:
-            torch.nn.init.normal_(p)
-    return backbone
 
 
 def picture(seed=0):

@@ -3,25 +3,13 @@
 import helpers
 import pytest
 import torch
-from peft import get_peft_model
+from helpers import tuned_backbone as tuned
 
-import mmpt
 from mmpt.errors import InputError
 from mmpt.explain.targets import Case, Target, score, still, token_log_probabilities
 from mmpt.scenes import make_scene
 
 QUESTION = "How many animals?"
-
-
-def tuned(**fields):
-    torch.manual_seed(1)
-    backbone = helpers.tiny_backbone()
-    config = mmpt.M2PTConfig(**{"num_textual_prompts": 3, "num_visual_prompts": 2} | fields)
-    backbone.model = get_peft_model(backbone.model, config).eval()
-    for name, p in backbone.model.named_parameters():
-        if "prompts" in name:
-            torch.nn.init.normal_(p)
-    return backbone
 
 
 def picture(seed=0):
