@@ -23,12 +23,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from mmpt.backbones import Backbone, load
+from mmpt.data import conversation
 from mmpt.literal import LiteralM2PT
 from mmpt.m2pt import M2PTConfig
 from mmpt.methods import METHODS
 from mmpt.mpt4lm.backbone import without_projector
 from mmpt.runs import peak_mib
-from mmpt.train import AnswerLoss, TrainConfig, conversation
+from mmpt.train import AnswerLoss, TrainConfig
 
 ANSWER_TOKENS = 8
 ROWS = ("floor", "base", "m2pt", "literal", "lora", "prompt_tuning", "prefix_tuning", "full", "mpt4lm")
@@ -241,7 +242,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def _peak(name, backbone_name, work):
-    # glibc keeps of freed memory what it likes, 60 MiB more or less from run to run; from here on large pieces go back.
+    # glibc keeps of freed memory what it likes, 60 MiB more or less from run to run; with this, large pieces go back.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = "131072"
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_peak_here, name, backbone_name, work).result()

@@ -12,7 +12,7 @@ The output head sees only the positions that have a label: at 49,152 words it wo
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +32,8 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from mmpt.backbones import Backbone, adapter_folder, load
-from mmpt.data import conversation, own_examples, seed_of
+from mmpt.batches import batches
+from mmpt.data import own_examples, seed_of
 from mmpt.errors import InputError
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.rates import make_optimizer, schedule
@@ -163,11 +164,11 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     start_tracker(accelerator, config.out, run, len(losses))
     started = time.monotonic() - seconds
     try:
-        with tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process) as bar:
-            for step in range(len(losses), config.steps):
-                loss, asked = _step(
-                    backbone, loss_of, optimizer, scaler, list(tuned.values()), accelerator, config, examples, step
-                )
+        bar = tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process)
+        place = accelerator.process_index, accelerator.num_processes
+        with bar, closing(batches(backbone, config, examples, len(losses), *place)) as feed:
+            for step, given in enumerate(feed, len(losses)):
+                loss, asked = _step(given, loss_of, optimizer, scaler, list(tuned.values()), accelerator, config, step)
                 losses.append(loss)
                 questions, seconds = questions + asked, time.monotonic() - started
                 bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
@@ -231,15 +232,9 @@ class AnswerLoss(nn.Module):
         return functional.cross_entropy(logits.float(), targets[rows, columns], reduction="sum")
 
 
-def _step(backbone, loss_of, optimizer, scaler, tuned, accelerator, config, examples, step):
-    """One optimizer step; the loss, a mean over all labels of the step, and the number of questions."""
-    processes, share = accelerator.num_processes, config.pictures // (config.accumulate * accelerator.num_processes)
-    parts, asked = [], 0
-    for part in range(config.accumulate):
-        first = (part * processes + accelerator.process_index) * share
-        scenes, turns = zip(*(conversation(config, step, i, examples) for i in range(first, first + share)))
-        parts.append(backbone.training_inputs([scene.image for scene in scenes], turns))
-        asked += sum(map(len, turns))
+def _step(given, loss_of, optimizer, scaler, tuned, accelerator, config, step):
+    """One optimizer step on what `batches` gives; the loss, a mean over all labels, and the number of questions."""
+    parts, asked = given
     counts = torch.tensor([asked, sum((part["labels"] != -100).sum() for part in parts)])
     asked, labels = accelerator.reduce(counts.to(accelerator.device)).tolist()
     torch.manual_seed(seed_of(config, "dropout", step, accelerator.process_index))
@@ -247,7 +242,8 @@ def _step(backbone, loss_of, optimizer, scaler, tuned, accelerator, config, exam
     for n, part in enumerate(parts, 1):
         with nullcontext() if n == len(parts) else accelerator.no_sync(loss_of):
             loss = loss_of(part) / labels
-            accelerator.backward(scaler.scale(loss * processes))  # data-parallel training takes their mean
+            over_all = loss * accelerator.num_processes  # of which data-parallel training takes the mean
+            accelerator.backward(scaler.scale(over_all))
         total += loss.detach()
     total = accelerator.reduce(total).item()
     if not math.isfinite(total):

@@ -23,8 +23,9 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing.spawn import ProcessRaisedException, start_processes
 
 import mmpt.train
+from mmpt.data import conversation
 from mmpt.m2pt import M2PTConfig
-from mmpt.train import TrainConfig, conversation, train
+from mmpt.train import TrainConfig, train
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),

@@ -26,11 +26,12 @@ from safetensors.torch import load_file
 import mmpt.data
 import mmpt.runs
 import mmpt.train
+from mmpt.data import conversation
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
 from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
-from mmpt.train import PRECISIONS, AnswerLoss, TrainConfig, _start, conversation, schedule, train
+from mmpt.train import PRECISIONS, AnswerLoss, TrainConfig, _start, schedule, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
