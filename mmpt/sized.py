@@ -4,19 +4,21 @@
 `python -m mmpt bench --backbone FOLDER` times it. What it answers means nothing.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 import torch
 from transformers import (
+    AutoModelForImageTextToText,
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
-    LlavaForConditionalGeneration,
     LlavaProcessor,
 )
 
+from mmpt import console
 from mmpt.backbones import load_tiny
 from mmpt.errors import InputError
 
@@ -36,7 +38,7 @@ def write(size: str, folder: str | Path, device: str | torch.device = "cpu") -> 
     Its vocabulary is SmolLM2's 49,152 words, where LLaVA-1.5 has 32,064: 0.14 billion more parameters in the 7B.
 
     Raises:
-        InputError: no such size.
+        InputError: no such size, or the folder cannot be written.
     """
     if size not in LLM:
         raise InputError(f"There is no size {size!r}; choose one of {', '.join(LLM)}.")
@@ -49,24 +51,33 @@ def write(size: str, folder: str | Path, device: str | torch.device = "cpu") -> 
         image_token_index=processor.image_token_id,
     )
     torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            model = LlavaForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
-    model.save_pretrained(folder)
-    LlavaProcessor(
-        CLIPImageProcessorPil(size=side, crop_size=side),
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16)
+    images = CLIPImageProcessorPil(size=side, crop_size=side)
+    processor = LlavaProcessor(
+        images,
         tokenizer,
         patch_size=VISION["patch_size"],
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
         chat_template=processor.chat_template,
-    ).save_pretrained(folder)
+    )
+    try:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
     return Path(folder)
 
 
+def main(argv=None):
+    parser = argparse.ArgumentParser(prog="mmpt.sized", description="Write a model of random weights, to time.")
+    parser.add_argument("size", choices=LLM)
+    parser.add_argument("out", metavar="FOLDER")
+    args = parser.parse_args(argv)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return console.run("mmpt.sized", lambda: print(write(args.size, args.out, device)))
+
+
 if __name__ == "__main__":
-    print(write(*sys.argv[1:], device="cuda" if torch.cuda.is_available() else "cpu"))
+    sys.exit(main())

@@ -107,7 +107,7 @@ def test_memory_of_a_cpu_cannot_be_limited(monkeypatch, capsys):
     assert "--quantize goes with --fit GIB only" in capsys.readouterr().err
 
 
-def test_a_model_of_random_weights_is_timed(monkeypatch, tmp_path):
+def test_a_model_of_random_weights_is_timed(monkeypatch, tmp_path, capsys):
     small = dict(intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
     monkeypatch.setattr(mmpt.sized, "VISION", mmpt.sized.VISION | small | {"hidden_size": 16, "image_size": 28})
     monkeypatch.setattr(mmpt.sized, "LLM", {"7b": small | {"hidden_size": 24}})
@@ -120,6 +120,9 @@ def test_a_model_of_random_weights_is_timed(monkeypatch, tmp_path):
     assert rows[1]["tunable"] == projector + textual + 3 * 16  # the last vision layer's output is not read
     with pytest.raises(InputError, match="no size '8b'; choose one of 7b"):
         mmpt.sized.write("8b", tmp_path)
+    (tmp_path / "file").touch()
+    assert mmpt.sized.main(["7b", str(tmp_path / "file" / "in")]) == 2
+    assert "in cannot be written (Not a directory); give another folder." in capsys.readouterr().err
 
 
 def test_growth(backbone, monkeypatch, tmp_path, capsys):
