@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 class Stoppable(Backbone):
-    """A backbone that gives no more batches once `stop` is set, so that a run on it ends within a step."""
+    """A backbone that makes no more batches once `stop` is set, so that a run on it ends within two steps."""
 
     stop: threading.Event
 
@@ -162,7 +162,7 @@ def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: 
 
 
 def stop(studio: Studio, session: str) -> str:
-    """End the session's run within a step; the words to show meanwhile."""
+    """End the session's run within two steps; the words to show meanwhile."""
     run = studio.runs.get(session)
     if run is None:
         return "Nothing is being tuned."

@@ -6,10 +6,10 @@ from mmpt.backbones import Backbone
 from mmpt.bench import Work, ready
 from mmpt.errors import InputError
 
-TURNS, MOST = 1, 4096
+MOST = 4096  # pictures that are tried
 
 
-def largest_step(backbone: Backbone, gib: float, most: int = MOST) -> int:
+def largest_step(backbone: Backbone, gib: float) -> int:
     """Pictures, of one question each, that one training step of M²PT takes within `gib` GiB of the GPU; 0 if none.
 
     Doubled until they do not fit, then halved in between.
@@ -25,7 +25,7 @@ def largest_step(backbone: Backbone, gib: float, most: int = MOST) -> int:
         raise InputError(f"{gib} GiB asked for, and the GPU has {whole:.1f}; give more than 0 and at most these.")
     torch.cuda.set_per_process_memory_fraction(gib / whole, device)
     try:
-        return search(lambda pictures: _fits(backbone, pictures), most)
+        return search(lambda pictures: _fits(backbone, pictures), MOST)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
@@ -45,7 +45,7 @@ def search(fits, most: int) -> int:
 def _fits(backbone, pictures):
     torch.cuda.empty_cache()
     try:
-        with ready("m2pt", backbone, Work(pictures, TURNS)) as runner:
+        with ready("m2pt", backbone, Work(pictures, turns=1)) as runner:
             runner.step()
         return True
     except torch.OutOfMemoryError:

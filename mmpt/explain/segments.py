@@ -177,7 +177,7 @@ def prompt_layer(backbone: Backbone) -> tuple[M2PTLayer | None, Settings | None]
 
 def view_of(processor, width: int, height: int) -> tuple[float, float, float, float]:
     """`Segments.view` of a picture of that size under an image processor."""
-    if not getattr(processor, "do_center_crop", False):
+    if not processor.do_center_crop:
         return (0.0, 0.0, 1.0, 1.0)
     size, crop = processor.size, processor.crop_size
     if size.get("shortest_edge"):
@@ -200,7 +200,7 @@ def _token_kinds(backbone, ids, question, answer):
     """
     tokenizer = backbone.processor.tokenizer
     text = backbone._chat([(question, answer)], answer is None)
-    start = len(commonprefix([text, backbone._chat([("", answer)], answer is None)]))
+    start = len(commonprefix([text, backbone._chat([("\0", answer)], answer is None)]))  # which begins no question
     written = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     added = len(ids) - len(written)
     kinds, labels = ["other"] * len(ids), [tokenizer.decode([i]) for i in ids]

@@ -92,6 +92,8 @@ def test_question_and_answer_are_the_words_that_were_given(answer):
 
 
 def test_a_word_of_several_bytes_a_token_is_labelled_whole():
+    found = segments(helpers.tiny_backbone(), picture(), "<|i?")  # begins as what follows a question does
+    assert [found.labels[i] for i in found.where("question")] == ["<", "|", "i", "?"]
     found = segments(helpers.tiny_backbone(), picture(), "Größe?")
     assert [found.labels[i] for i in found.where("question")] == ["G", "r", "ö", "ö", "ß", "ß", "e", "?"]
 
