@@ -45,6 +45,9 @@ def load_pretrained(
                 **OPTIONS[quantize], bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=APART
             )
         model = AutoModelForImageTextToText.from_pretrained(name, dtype=dtype, **options)
+        for module in model.modules():
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False  # an answer would pack 4 bits so that no gradient passes
         return model, AutoProcessor.from_pretrained(name)
     except InputError:
         raise

@@ -47,15 +47,15 @@ def config_for(method: str, backbone: Backbone):
     return replace(config, cross_attention_width=18) if method == "mpt4lm" else config
 
 
-def tiny_backbone(seed: int = 0) -> Backbone:
-    """CLIP (2 layers, d 32, 16 patches) and Llama (2 layers, d 48, 4 heads on 2), vocabulary 260, random weights."""
+def tiny_backbone(seed: int = 0, width: int = 48) -> Backbone:
+    """CLIP (2 layers, d 32, 16 patches) and Llama (2 layers, d `width`, 4 heads on 2), vocabulary 260, random."""
     torch.manual_seed(seed)
     tokenizer = byte_tokenizer(*SPECIAL)
     size = {"num_hidden_layers": 2, "num_attention_heads": 4}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**size, hidden_size=32, intermediate_size=40, image_size=32, patch_size=8),
         text_config=LlamaConfig(
-            **size, hidden_size=48, intermediate_size=64, num_key_value_heads=2, vocab_size=len(tokenizer),
+            **size, hidden_size=width, intermediate_size=64, num_key_value_heads=2, vocab_size=len(tokenizer),
             max_position_embeddings=2048, initializer_range=0.1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         ),
         image_token_index=tokenizer.convert_tokens_to_ids("<image>"),

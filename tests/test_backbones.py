@@ -112,11 +112,12 @@ def test_weights_are_of_a_type_that_the_device_computes_in(monkeypatch, supporte
     assert default_dtype(torch.device("cpu")) == torch.float32
 
 
+@pytest.mark.filterwarnings("error:.*autograd kernel was not registered")
 @pytest.mark.parametrize("quantize, kind, bound", [("4bit", "Linear4bit", 0.3), ("8bit", "Linear8bitLt", 0.03)])
 def test_quantized_backbones_are_tuned_and_asked(tmp_path, scenes, quantize, kind, bound):
     """The LLM's matrices, and only they, are held in few bits; prompts and projector are tuned in fp32 on top."""
     pytest.importorskip("bitsandbytes")
-    plain = tiny_backbone()
+    plain = tiny_backbone(width=64)  # on some CPUs bitsandbytes errs in rows that are not whole blocks of 64
     plain.model.save_pretrained(tmp_path / "model")
     plain.processor.save_pretrained(tmp_path / "model")
     backbone = mmpt.load(tmp_path / "model", device="cpu", quantize=quantize)
