@@ -217,7 +217,12 @@ def parser():
         help="pictures with one .jsonl file (image, question, answer a line), or LLaVA's or Vision-Flan's JSON "
         "(default: scenes)",
     )
-    sub.add_argument("--tasks", nargs="+", metavar="TASK", help="kinds of questions on scenes (default: all 37)")
+    sub.add_argument(
+        "--tasks",
+        nargs="+",
+        metavar="TASK",
+        help="kinds of questions on scenes; one named twice comes twice as often (default: all, which are 37)",
+    )
     sub.add_argument("--start", metavar="ADAPTER", help="go on tuning from a shipped adapter or a folder")
     sub.add_argument("--pictures", type=int, help="pictures a step")
     sub.add_argument("--lr", type=float, help="peak learning rate (default: the method's own)")
@@ -225,7 +230,10 @@ def parser():
     sub.add_argument("--projector-lr", type=float)
     sub.add_argument("--accumulate", type=int, help="parts that a step's pictures are cut into, to save memory")
     sub.add_argument(
-        "--precision", choices=("fp32", "bf16", "fp16"), help="of the frozen weights (default: as loaded)"
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of the frozen weights (default: bf16 on a CPU with units for it, else as loaded)",
     )
     sub.add_argument("--gradient-checkpointing", action="store_true", help="compute activations twice, to save memory")
     sub.add_argument("--save-every", type=int, metavar="STEPS")

@@ -14,7 +14,7 @@ import math
 import time
 from contextlib import closing, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -36,13 +36,12 @@ from mmpt.batches import batches
 from mmpt.data import own_examples, seed_of
 from mmpt.errors import InputError
 from mmpt.m2pt.backbone import find_backbone
+from mmpt.precision import PRECISIONS, autocast, make_scaler, quick_attention, suited
 from mmpt.rates import make_optimizer, schedule
 from mmpt.runs import check_tracker, finish, log, open_run, save, start_tracker
 from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_HALVES = (torch.bfloat16, torch.float16)
 _MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
 
 
@@ -67,6 +66,7 @@ class TrainConfig:
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     precision: str | None = None  # of the frozen weights: of PRECISIONS, None: as loaded. What is tuned is fp32
+    # "auto": bf16 on a CPU with units for its matrix products (AMX), else as loaded
     gradient_checkpointing: bool = False  # compute activations twice, keep fewer of them
     save_every: int = 100  # steps
     log_every: int = 10  # steps
@@ -92,8 +92,8 @@ class TrainConfig:
             raise InputError(f"warmup is {self.warmup}; give the share of the steps, from 0 to 1.")
         if type(self.seed) is not int:
             raise InputError(f"seed is {self.seed!r}; give a whole number.")
-        if self.precision not in (None, *PRECISIONS):
-            names = ", ".join(map(repr, PRECISIONS))
+        if self.precision not in (None, "auto", *PRECISIONS):
+            names = ", ".join(map(repr, ("auto", *PRECISIONS)))
             raise InputError(f"precision is {self.precision!r}; give one of {names}, or None (as loaded).")
         if self.report_to is not None:
             check_tracker(self.report_to)
@@ -147,6 +147,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     if accelerator.distributed_type == "FSDP" and getattr(peft_config, "is_prompt_learning", False):
         raise InputError(f"PEFT cannot save {peft_config.peft_type.value} under FSDP; start the processes without it.")
     examples = own_examples(config, tell=accelerator.is_main_process)
+    if config.precision == "auto":
+        config = replace(config, precision=suited(backbone.model))
     run = _describe(backbone, peft_config, config)
     saved = open_run(config.out, run, config.resume, accelerator)
     if saved == "finished":
@@ -157,7 +159,7 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         return config.out
     model = backbone.model = _start(backbone, peft_config, config)
     tuned = _prepare(model, backbone.name, config)
-    scaler = _scaler(model, accelerator)
+    scaler = make_scaler(model, accelerator)
     loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
     tuned = _tuned(model)  # by FSDP put in the place of what was there
     losses, questions, seconds = _restore(saved, tuned, optimizer, scaler)
@@ -166,7 +168,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     try:
         bar = tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process)
         place = accelerator.process_index, accelerator.num_processes
-        with bar, closing(batches(backbone, config, examples, len(losses), *place)) as feed:
+        feed = batches(backbone, config, examples, len(losses), *place)
+        with bar, closing(feed), quick_attention(model):
             for step, given in enumerate(feed, len(losses)):
                 loss, asked = _step(given, loss_of, optimizer, scaler, list(tuned.values()), accelerator, config, step)
                 losses.append(loss)
@@ -224,8 +227,7 @@ class AnswerLoss(nn.Module):
             batch["use_cache"] = False
         handle = self.model.get_output_embeddings().register_forward_pre_hook(pick)
         try:
-            dtype = self.model.get_input_embeddings().weight.dtype
-            with torch.autocast(labels.device.type, dtype) if dtype in _HALVES else nullcontext():
+            with autocast(self.model):
                 logits = self.model(**batch).logits  # (N, V)
         finally:
             handle.remove()
@@ -317,14 +319,6 @@ def _prepare(model, name, config):
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return _tuned(model)
-
-
-def _scaler(model, accelerator):
-    """Under fp16 small gradients would vanish on their way back: the loss is scaled up as far as none overflows."""
-    fp16 = model.get_input_embeddings().weight.dtype == torch.float16
-    if fp16 and accelerator.distributed_type == "FSDP":
-        raise InputError("fp16 scales the loss, which FSDP does not take; hold the weights in bf16.")
-    return torch.amp.GradScaler(accelerator.device.type, enabled=fp16)
 
 
 def _tuned(model):

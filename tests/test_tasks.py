@@ -377,8 +377,17 @@ def test_ask_about_keeps_to_the_given_tasks():
     assert ask_about(scene, random.Random(0), 0) == []
 
 
+def test_a_task_named_twice_comes_more_often(scenes):
+    first = Counter(ask_about(scene, random.Random(i), 1, ["all", "count"])[0].task for i, scene in enumerate(scenes))
+    plain = Counter(ask_about(scene, random.Random(i), 1)[0].task for i, scene in enumerate(scenes))
+    assert plain["count"] * 1.4 < first["count"] < plain["count"] * 2.6
+    assert len(first) > 30
+    both = ask_about(scene_of(("dog", 20, 20)), random.Random(0), 5, ["background", "background"])
+    assert [question.task for question in both] == ["background"]
+
+
 @pytest.mark.parametrize(
-    "tasks, message", [(["cuont"], "no task 'cuont'; give some of count, "), ([], "No task is named")]
+    "tasks, message", [(["cuont"], "no task 'cuont'; give all, or some of count, "), ([], "No task is named")]
 )
 def test_unknown_tasks_are_refused(tasks, message):
     with pytest.raises(InputError, match=message):

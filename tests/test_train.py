@@ -29,9 +29,10 @@ import mmpt.train
 from mmpt.data import conversation
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
+from mmpt.precision import PRECISIONS
 from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
-from mmpt.train import PRECISIONS, AnswerLoss, TrainConfig, _start, schedule, train
+from mmpt.train import AnswerLoss, TrainConfig, _start, schedule, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -270,6 +271,26 @@ def test_frozen_weights_are_held_in_16_bits_and_what_is_tuned_in_32(tmp_path, me
     assert len(backbone.answer([scene.image], ["Hello?"], 3)) == 1
 
 
+@pytest.mark.parametrize("can, dtype", [({"amx_bf16": True}, torch.bfloat16), ({"amx_bf16": False}, torch.float32)])
+def test_precision_auto_is_bf16_where_the_processor_has_units_for_it(tmp_path, monkeypatch, can, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    backbone = tiny_backbone()
+    used, original = set(), mmpt.train._step
+
+    def step(*args):
+        used.add(backbone.model.config.text_config._attn_implementation)
+        return original(*args)
+
+    monkeypatch.setattr(mmpt.train, "_step", step)
+    before = backbone.model.config._attn_implementation
+    out = train(backbone, METHODS["lora"](), settings(tmp_path / "out", precision="auto", steps=1))
+    assert {p.dtype for p in backbone.model.parameters() if not p.requires_grad} == {dtype}
+    said = json.loads((out / "training.json").read_text())["config"]["precision"]
+    assert said == {torch.bfloat16: "bf16", torch.float32: None}[dtype]
+    assert used == ({"eager"} if dtype == torch.bfloat16 else {before})
+    assert backbone.model.config.text_config._attn_implementation == before == "sdpa"
+
+
 def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tmp_path, monkeypatch):
     scalers, scaler = [], torch.amp.GradScaler
 
@@ -446,9 +467,9 @@ def test_a_run_starts_from_an_adapter(tmp_path, method):
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give a number of at least 0"),
         ({"warmup": 1.5}, "warmup is 1.5; give the share of the steps, from 0 to 1"),
         ({"seed": "x"}, "seed is 'x'; give a whole number"),
-        ({"precision": "fp8"}, "precision is 'fp8'; give one of 'fp32', 'bf16', 'fp16', or None"),
+        ({"precision": "fp8"}, "precision is 'fp8'; give one of 'auto', 'fp32', 'bf16', 'fp16', or None"),
         ({"pictures": 6, "accumulate": 4}, "6 pictures a step cannot be cut into 4 equal parts"),
-        ({"tasks": ["count", "dance"]}, "There is no task 'dance'; give some of count, "),
+        ({"tasks": ["count", "dance"]}, "There is no task 'dance'; give all, or some of count, "),
     ],
 )
 def test_settings_out_of_range(changes, message):
