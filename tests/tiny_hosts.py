@@ -15,19 +15,28 @@ from transformers import (
     Gemma3Processor,
     Gemma3TextConfig,
     GemmaConfig,
+    GotOcr2ImageProcessorPil,
     Idefics3Config,
     Idefics3ImageProcessorPil,
     Idefics3Processor,
     InternVLConfig,
+    InternVLProcessor,
+    InternVLVideoProcessor,
     LlamaConfig,
     LlavaNextConfig,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaOnevisionConfig,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
+    LlavaOnevisionVideoProcessor,
     PaliGemmaConfig,
     Qwen2Config,
     SiglipVisionConfig,
     SmolVLMConfig,
+    SmolVLMImageProcessorPil,
+    SmolVLMProcessor,
+    SmolVLMVideoProcessor,
 )
 
 from mmpt.backbones import CHAT_TEMPLATE, Backbone
@@ -191,31 +200,52 @@ MARKS = {  # what stands for a picture in a chat, and further tokens that the fa
     "llava_next": ("<image>",),
     "idefics3": ("<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<row_1_col_1>"),
     "gemma3": ("<start_of_image>", "<image>", "<end_of_image>"),
+    "llava_onevision": ("<image>", "<video>"),
+    "internvl": ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
 }
+MARKS["smolvlm"] = (*MARKS["idefics3"], "<video>")
+NEED_TORCHVISION = ("llava_onevision", "internvl", "smolvlm")  # their processors read videos too
 
 
 def backbone_of(family):
     """The tiny model with a processor of its family, one token a byte."""
     tokenizer = byte_tokenizer("<pad>", "<|im_start|>", "<|im_end|>", *MARKS[family])
+    ends = {"pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
     template = {"chat_template": CHAT_TEMPLATE.replace("<image>", MARKS[family][0])}
-    square = {"height": 24, "width": 24}
+    square, crops = {"height": 24, "width": 24}, [[24, 48], [48, 24], [48, 48]]
+
+    def naming(**names):  # the tokenizer, with attributes for the family's own tokens
+        return type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **ends, extra_special_tokens=names)
+
     if family == "llava_next":
-        images = LlavaNextImageProcessorPil(
-            size=square, crop_size=square, image_grid_pinpoints=[[24, 48], [48, 24], [48, 48]]
-        )
+        images = LlavaNextImageProcessorPil(size=square, crop_size=square, image_grid_pinpoints=crops)
         options = {"patch_size": 8, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
         processor = LlavaNextProcessor(images, tokenizer, **options, **template)
-    elif family == "idefics3":
-        images = Idefics3ImageProcessorPil(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    elif family == "llava_onevision":
+        images = LlavaOnevisionImageProcessorPil(size=square, image_grid_pinpoints=crops)
+        options = {
+            "num_image_tokens": 9,
+            "vision_feature_select_strategy": "full",
+            "vision_aspect_ratio": "anyres_max_1",
+        }
+        processor = LlavaOnevisionProcessor(images, tokenizer, LlavaOnevisionVideoProcessor(), **options, **template)
+    elif family == "internvl":
+        images = GotOcr2ImageProcessorPil(size={"height": 32, "width": 32}, crop_to_patches=True, max_patches=4)
+        names = zip(("context_image_token", "start_image_token", "end_image_token", "video_token"), MARKS[family])
+        processor = InternVLProcessor(images, naming(**dict(names)), InternVLVideoProcessor(), 4, **template)
+    elif family in IDEFICS:
+        kind = SmolVLMImageProcessorPil if family == "smolvlm" else Idefics3ImageProcessorPil
+        images = kind(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
         tokenizer.add_tokens([f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)], special_tokens=True)
-        processor = Idefics3Processor(images, tokenizer, image_seq_len=4, **template)
+        if family == "smolvlm":
+            processor = SmolVLMProcessor(images, tokenizer, SmolVLMVideoProcessor(), image_seq_len=4, **template)
+        else:
+            processor = Idefics3Processor(images, tokenizer, image_seq_len=4, **template)
     else:
         images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
-        names = dict(zip(("boi_token", "image_token", "eoi_token"), MARKS[family]))
-        ends = {"pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
-        tokenizer = type(tokenizer)(tokenizer_object=tokenizer.backend_tokenizer, **ends, extra_special_tokens=names)
-        processor = Gemma3Processor(images, tokenizer, image_seq_length=4, **template)
+        names = zip(("boi_token", "image_token", "eoi_token"), MARKS[family])
+        processor = Gemma3Processor(images, naming(**dict(names)), image_seq_length=4, **template)
     torch.manual_seed(0)
-    image = processor.tokenizer.convert_tokens_to_ids("<image>")
+    image = processor.tokenizer.convert_tokens_to_ids(MARKS["internvl"][0] if family == "internvl" else "<image>")
     model = AutoModelForImageTextToText.from_config(config_of(family, len(tokenizer), image))
     return Backbone(f"tiny-{family}", model.eval(), processor)

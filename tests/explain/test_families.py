@@ -17,11 +17,14 @@ from mmpt.explain.targets import Case, Target, token_log_probabilities
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.scenes import make_scene
 
-FAMILIES = ("idefics3", "gemma3")
+FAMILIES = ("idefics3", "gemma3", "smolvlm")
 IMAGE, QUESTION, ANSWER = make_scene(0).image, "a or b?", "b"
 
 
 def tuned(family, **fields):
+    if family == "smolvlm":
+        for package in ("torchvision", "num2words"):
+            pytest.importorskip(package, reason="this family's processor needs it")
     backbone = backbone_of(family)
     backbone.processor.image_processor.do_image_splitting = False
     torch.manual_seed(1)
