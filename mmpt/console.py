@@ -1,5 +1,6 @@
 """How a command ends: with a sentence and an exit status, never with a traceback for what a person can get wrong."""
 
+import logging
 import os
 import sys
 import warnings
@@ -13,6 +14,7 @@ def run(program: str, command: Callable, *args) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)  # the libraries' messages to each other
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some CPUs it misses a kernel at every start
     try:
         command(*args)
     except InputError as error:

@@ -23,6 +23,7 @@ NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 # What the libraries say to each other; a learner can do nothing about it.
 logging.disable_progress_bar()
 logging.set_verbosity_error()
+logging.get_logger("bitsandbytes").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", category=FutureWarning)
 warnings.filterwarnings("ignore", message="Adapter name")
 
