@@ -96,8 +96,7 @@ class Run:
             plain = twin(self.studio.plain)
             backbone = Stoppable(plain.name, plain.model, plain.processor)
             backbone.stop, method = self.stop, METHODS["m2pt"]
-            configuration = method.configure(backbone.processor.tokenizer)
-            options = method.rates | {"precision": "auto"} | self.options
+            configuration, options = method.configure(backbone.processor.tokenizer), method.rates | self.options
             if self.start != FRESH:
                 configuration = PeftConfig.from_pretrained(self._start())
                 configuration.inference_mode, options["start"] = False, self._start()
