@@ -39,13 +39,17 @@ def ask_about(scene: Scene, rng: random.Random, n: int, tasks: Iterable[str] | N
     """Up to `n` questions on `scene`, each of another task; fewer where fewer of `tasks` (None: all) fit.
 
     Over many scenes every task comes about equally often, one that is named twice up to twice as often: what seldom
-    fits is tried first (weighted sampling without replacement with weights named/fits, Efraimidis and Spirakis
-    2006).
+    fits is tried first (weighted sampling without replacement with weights named/fits, Efraimidis and
+    Spirakis 2006).
+
+    Args:
+        tasks: names; "all" stands for every one.
 
     Raises:
         InputError: `tasks` is empty or holds an unknown name.
     """
-    named = Counter(check_tasks(TASKS if tasks is None else tasks))
+    given = check_tasks("all" if tasks is None else tasks)
+    named = Counter(task for name in given for task in (TASKS if name == "all" else (name,)))
     questions = []
     for name in sorted(named, key=lambda name: -(rng.random() ** (TASKS[name].fits / named[name]))):
         if len(questions) < n and (question := TASKS[name].make(scene, rng)):
@@ -66,13 +70,13 @@ def questions_of(name: str, n: int, first: int) -> list[tuple[Scene, Question]]:
 
 
 def check_tasks(names: Iterable[str]) -> tuple[str, ...]:
-    """`names` as a tuple, all tasks in the place of "all"; InputError for an unknown one, or where there is none."""
+    """`names`, each a task or "all", as a tuple; InputError for an unknown one, or where there is none."""
     names = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in names if name not in ("all", *TASKS)]
     if unknown or not names:
         problem = f"There is no task {unknown[0]!r}" if unknown else "No task is named"
         raise InputError(f"{problem}; give all, or some of {', '.join(TASKS)}.")
-    return tuple(task for name in names for task in (TASKS if name == "all" else (name,)))
+    return names
 
 
 def _at(place):
