@@ -72,7 +72,7 @@ class TrainConfig:
     log_every: int = 10  # steps
     report_to: str | None = None  # "tensorboard" or "wandb": gets what log.jsonl gets. TensorBoard's files are in out
     resume: bool = False  # go on from out/checkpoint.pt if there is one
-    tasks: tuple[str, ...] | None = None  # None: all. "all" stands for each of them, and what is named twice comes twice as often
+    tasks: tuple[str, ...] | None = None  # None: all ("all" among others too); one named twice comes twice as often
     scenes: int | None = None  # how many different pictures are used; None: always new ones
     data: str | Path | None = None  # pictures and questions of one's own (mmpt.data), again and again; None: scenes
     start: str | Path | None = None  # adapter of the same method to go on from; None: as the method starts
