@@ -17,7 +17,7 @@ from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.order import Order, order
 from mmpt.explain.segments import SEGMENTS, Segments, encode, prompt_layer, segments, vision_segments
-from mmpt.m2pt.backbone import find_backbone
+from mmpt.m2pt.backbone import find_backbone, self_attention
 
 PREDICTING = "predicting"  # as a source: the positions that the answer's tokens are predicted from
 SINK = 0.3  # the threshold of Gu et al., arXiv 2410.10781
@@ -172,7 +172,7 @@ def capture(blocks: list[nn.Module], model: nn.Module) -> Iterator[list[Tensor]]
     hooks = []
     try:
         for block in blocks:
-            hooks.append(block.self_attn.register_forward_hook(lambda m, args, output: seen.append(output[1])))
+            hooks.append(self_attention(block).register_forward_hook(lambda m, args, output: seen.append(output[1])))
         for config in configs:
             config._attn_implementation = "eager"
         yield seen

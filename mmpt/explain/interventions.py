@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.segments import prompt_layer
+from mmpt.m2pt.backbone import self_attention
 from mmpt.m2pt.layer import M2PTLayer, Settings
 from mmpt.m2pt.layout import Layout
 from mmpt.m2pt.slots import CALL
@@ -139,7 +140,7 @@ class StrengthHooks:
     def __enter__(self) -> None:
         b = self.backbone
         blocks = b.textual_blocks + b.visual_blocks
-        used = {block.self_attn.config._attn_implementation for block in blocks}
+        used = {self_attention(block).config._attn_implementation for block in blocks}
         if not used <= {"eager", "sdpa"}:
             raise InputError(
                 f"Prompts are switched off by a mask of weights, which {', '.join(sorted(used))} does not take; load "
@@ -152,8 +153,8 @@ class StrengthHooks:
         if "visual" in self.logits:
             places = range(self.settings.visual_layers[0], max(b.reach))
             for place, i in enumerate(places):
-                hook = partial(self.before_visual_block, place)
-                add(b.visual_blocks[i].register_forward_pre_hook(hook, with_kwargs=True))
+                hook = partial(self.before_visual_attention, place)
+                add(self_attention(b.visual_blocks[i]).register_forward_pre_hook(hook, with_kwargs=True))
 
     def __exit__(self, *error) -> None:
         while self.handles:
@@ -187,12 +188,12 @@ class StrengthHooks:
             self.masks[key] = mask, _with_bias(mask, bias, hidden, past, causal=True)
         return args, kwargs | {"attention_mask": self.masks[key][1]}
 
-    def before_visual_block(self, place: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple:
-        hidden, *rest = args
-        mask = rest.pop(0) if rest else kwargs.get("attention_mask")
+    def before_visual_attention(self, place: int, attention: nn.Module, args: tuple, kwargs: dict) -> tuple:
+        # Not before the block, as with text: InternVL's hand no mask on.
+        hidden, mask = args[0] if args else kwargs["hidden_states"], kwargs.get("attention_mask")
         logits = self.logits["visual"][:, place].to(hidden)  # the slots stand at the end
         bias = F.pad(logits, (hidden.shape[1] - logits.shape[1], 0))
-        return (hidden,), kwargs | {"attention_mask": _with_bias(mask, bias, hidden, 0, causal=False)}
+        return args, kwargs | {"attention_mask": _with_bias(mask, bias, hidden, 0, causal=False)}
 
 
 def slot_columns(layout: Layout, settings: Settings) -> dict[str, Tensor]:

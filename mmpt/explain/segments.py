@@ -17,7 +17,7 @@ from mmpt.m2pt.backbone import find_backbone
 from mmpt.m2pt.layer import M2PTLayer, Settings
 from mmpt.m2pt.layout import TEXTUAL, VISUAL
 
-FAMILIES = ("LLaVA", "SmolVLM", "Idefics3", "Gemma 3")  # of mmpt/m2pt/hosts.py, whose pictures are one grid of tokens
+FAMILIES = ("LLaVA", "InternVL", "SmolVLM", "Idefics3", "Gemma 3")  # whose pictures can be one grid of tokens
 SEGMENTS = ("textual", "visual", "patch", "question", "answer", "other")  # other: the template's tokens, and CLS
 
 
@@ -102,7 +102,8 @@ def encode(backbone: Backbone, image: Image.Image, question: str, answer: str | 
     if crops > 1:
         raise InputError(
             f"The views explain answers by the patches of one picture, and the processor made {crops} crops of it; "
-            "set do_image_splitting or do_pan_and_scan of backbone.processor.image_processor to False."
+            "set do_image_splitting or do_pan_and_scan of backbone.processor.image_processor to False (InternVL: "
+            "max_patches to 1)."
         )
     return batch
 

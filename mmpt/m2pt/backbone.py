@@ -176,6 +176,11 @@ def find_backbone(model: nn.Module) -> Backbone:
     )
 
 
+def self_attention(block: nn.Module) -> nn.Module:
+    """A layer's attention, which InternVL's tower names in its own way."""
+    return getattr(block, "self_attn", None) or block.attention
+
+
 def images_by_row(counts: list[int], lengths: list[int]) -> list[range]:
     """Which images stand in which row, from placeholders a row and placeholders an image.
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_hosts import backbone_of
+from tiny_hosts import NEED_TORCHVISION, backbone_of
 
 import mmpt
 from mmpt.errors import InputError
@@ -17,16 +17,18 @@ from mmpt.explain.targets import Case, Target, token_log_probabilities
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.scenes import make_scene
 
-FAMILIES = ("idefics3", "gemma3", "smolvlm")
+FAMILIES = ("idefics3", "gemma3", "smolvlm", "internvl")
 IMAGE, QUESTION, ANSWER = make_scene(0).image, "a or b?", "b"
 
 
 def tuned(family, **fields):
+    if family in NEED_TORCHVISION:
+        pytest.importorskip("torchvision", reason="this family's processor needs it")
     if family == "smolvlm":
-        for package in ("torchvision", "num2words"):
-            pytest.importorskip(package, reason="this family's processor needs it")
+        pytest.importorskip("num2words", reason="this family's processor needs it")
     backbone = backbone_of(family)
     backbone.processor.image_processor.do_image_splitting = False
+    backbone.processor.image_processor.max_patches = 1  # InternVL's name for the same
     torch.manual_seed(1)
     for parameter in find_backbone(backbone.model).projector.parameters():
         torch.nn.init.normal_(parameter, std=0.3)  # Gemma 3's begins at zero
