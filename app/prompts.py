@@ -24,6 +24,7 @@ SPACES = {
     "among the input embeddings": "embedding",
     "through the output head": "head",
 }
+SILENT = "(ends before a first word)"  # an empty box would look as if nothing had been computed
 READ = """*How to read it.* A prompt that is off is one that no position can look at, in any layer; a strength of 2
 doubles the weight that it gets before the softmax. A large fall says that this answer needs the prompt as things are.
 It does not say that the prompt stands for something: the first prompts often serve as the place where heads rest."""
@@ -52,7 +53,7 @@ def change(studio: Studio, asked: Asked | None, adapter: str | None, textual, vi
         with prompt_strength(backbone, **strengths):
             now = backbone.answer([image], [asked.question])[0]
     same = "The answer is the same." if now == before else f"The answer was “{before}”."
-    return now, f"{same} “{before}” had a probability of {p[0]:.1%} as tuned, and has {p[1]:.1%} now."
+    return now or SILENT, f"{same} “{before}” had a probability of {p[0]:.1%} as tuned, and has {p[1]:.1%} now."
 
 
 @told(2)

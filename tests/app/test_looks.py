@@ -9,6 +9,7 @@ import torch
 from app import attention, attribution, interaction, prompts
 from app.export import save_figure
 from app.whose import about, answer_of, picker
+from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.attention import PREDICTING
 from mmpt.explain.targets import Case, Target, score
@@ -123,6 +124,12 @@ def test_prompts_on_and_off(studio, asked):
     message, answer, words = prompts.change(studio, asked, "one", ["T1", "T3"], [], 2, 1)
     assert message == "" and answer != tuned and f"and has {off:.1%} now" in words
     assert prompts.offer(studio, "none")[1].choices == []
+
+
+def test_an_answer_without_words_is_told(studio, asked, monkeypatch):
+    monkeypatch.setattr(Backbone, "answer", lambda *args: [""])
+    message, answer, _ = prompts.change(studio, asked, "one", ["T1"], [], 1, 1)
+    assert message == "" and answer == prompts.SILENT
 
 
 def test_each_prompts_effect(studio, asked, progress):
