@@ -73,7 +73,7 @@ def effects(studio: Studio, asked: Asked | None, adapter: str | None, progress=g
     found = studio.keep(("effects", asked.picture, asked.question, adapter, answer), look)
     labels = {kind: [f"{LETTERS[kind]}{i + 1}" for i in range(len(v))] for kind, v in found.effects.items()}
     others = [
-        f"without {name} “{text}”"
+        f"without {name} “{text or SILENT}”"
         for kind, names in labels.items()
         for name, text, changed in zip(names, found.answers[kind], found.changed[kind])
         if changed

@@ -12,9 +12,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def suited(model: nn.Module) -> str | None:
-    """The name "bf16" on a CPU with units for its matrix products (AMX), where a step takes two thirds of fp32's time.
+    """The name "bf16" on a CPU with matrix units for it (AMX), where a step takes little over half of fp32's time.
 
-    Elsewhere None, as loaded: bf16 would be slower on a CPU without them, and a GPU's weights are in 16 bits already.
+    Elsewhere None, as loaded: a CPU without them has to emulate bf16, and a GPU's weights are in 16 bits already.
     """
     can = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch do not tell
     plain = model.device.type == "cpu" and not getattr(model, "is_quantized", False)

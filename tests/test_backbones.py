@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from tiny_hosts import NEED_TORCHVISION, backbone_of, make_host
+from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
 
 import mmpt
@@ -150,13 +150,9 @@ def test_quantization_asks_for_bitsandbytes(tmp_path, monkeypatch):
         mmpt.load(tmp_path, quantize="4bit")
 
 
-@pytest.mark.parametrize("family", ["llava_next", "idefics3", "gemma3", *NEED_TORCHVISION])
+@pytest.mark.parametrize("family", ["llava_next", "idefics3", "gemma3", *NEEDED])
 def test_other_families_are_loaded_tuned_and_asked(tmp_path, scenes, family):
     """With several crops a picture (but for Gemma 3), as the family's own processor cuts them."""
-    if family in NEED_TORCHVISION:
-        pytest.importorskip("torchvision", reason="this family's processor needs it")
-    if family == "smolvlm":
-        pytest.importorskip("num2words")
     made = backbone_of(family)
     made.model.save_pretrained(tmp_path / "model")
     made.processor.save_pretrained(tmp_path / "model")

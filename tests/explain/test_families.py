@@ -3,7 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
-from tiny_hosts import NEED_TORCHVISION, backbone_of
+from tiny_hosts import backbone_of
 
 import mmpt
 from mmpt.errors import InputError
@@ -22,10 +22,6 @@ IMAGE, QUESTION, ANSWER = make_scene(0).image, "a or b?", "b"
 
 
 def tuned(family, **fields):
-    if family in NEED_TORCHVISION:
-        pytest.importorskip("torchvision", reason="this family's processor needs it")
-    if family == "smolvlm":
-        pytest.importorskip("num2words", reason="this family's processor needs it")
     backbone = backbone_of(family)
     backbone.processor.image_processor.do_image_splitting = False
     backbone.processor.image_processor.max_patches = 1  # InternVL's name for the same
