@@ -54,4 +54,5 @@ def make_scaler(model: nn.Module, accelerator: Accelerator) -> torch.amp.GradSca
 
 
 def _dtype(model):
-    return model.get_input_embeddings().weight.dtype
+    """Of 16 bits if any weight is: a whole LLM that is tuned has 32, its frozen vision tower then 16."""
+    return next((p.dtype for p in model.parameters() if p.dtype in (torch.bfloat16, torch.float16)), torch.float32)

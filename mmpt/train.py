@@ -157,6 +157,7 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         else:
             backbone.add_adapter(config.out)
         return config.out
+    loaded = backbone.model.dtype
     model = backbone.model = _start(backbone, peft_config, config)
     tuned = _prepare(model, backbone.name, config)
     scaler = make_scaler(model, accelerator)
@@ -193,6 +194,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         for tracker in accelerator.trackers:
             tracker.finish()
         model.eval()
+        if peft_config is None:
+            model.to(loaded)  # what was tuned is in fp32, the vision encoder may not be: it could not be asked
         if config.gradient_checkpointing:
             model.gradient_checkpointing_disable()
     return config.out

@@ -23,6 +23,7 @@ from peft import (
 )
 from safetensors.torch import load_file
 
+import mmpt
 import mmpt.data
 import mmpt.runs
 import mmpt.train
@@ -289,6 +290,21 @@ def test_precision_auto_is_bf16_where_the_processor_has_units_for_it(tmp_path, m
     assert said == {torch.bfloat16: "bf16", torch.float32: None}[dtype]
     assert used == ({"eager"} if dtype == torch.bfloat16 else {before})
     assert backbone.model.config.text_config._attn_implementation == before == "sdpa"
+
+
+@pytest.mark.parametrize("loaded, precision", [(None, "bf16"), (None, "fp16"), (torch.bfloat16, None)])
+def test_full_fine_tuning_in_16_bits_leaves_a_model_that_can_be_asked(tmp_path, loaded, precision):
+    backbone = tiny_backbone()
+    backbone.model.to(loaded)
+    out = train(backbone, None, settings(tmp_path / "out", precision=precision, steps=2))
+    scene, _ = conversation(settings("x"), 0, 0)
+    assert {p.dtype for p in backbone.model.parameters()} == {loaded or torch.float32}
+    answers = backbone.answer([scene.image], ["Hello?"], 3)
+    assert answers == mmpt.load(out, dtype=loaded).answer([scene.image], ["Hello?"], 3)
+    exact = tiny_backbone()
+    train(exact, None, settings(tmp_path / "exact", steps=2))
+    told, expected = (json.loads((tmp_path / n / "log.jsonl").read_text())["loss"] for n in ("out", "exact"))
+    assert told == pytest.approx(expected, rel=0.02)
 
 
 def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tmp_path, monkeypatch):
