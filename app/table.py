@@ -41,9 +41,10 @@ def tables(folder: Path = RESULTS) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
 def cells(summaries: list[dict]) -> pd.DataFrame:
     """A row a method: parameters, speed and each suite's figure."""
     names = {"method": "Method", "seeds": "seeds", "tuned": "tuned", "share": "tuned, %", "questions_s": "questions/s",
-             "peak_mib": "peak MiB", AVERAGE: AVERAGE} | {name: name for name in suites_of(summaries)}  # fmt: skip
+             "peak_mib": "peak MiB", "tasks": "tuning tasks", AVERAGE: AVERAGE}  # fmt: skip
+    names |= {name: name for name in suites_of(summaries)}
     frame = pd.DataFrame([{shown: row.get(key) for key, shown in names.items()} for row in summaries])
-    return frame.round(2)
+    return frame.dropna(axis=1, how="all").round(2)
 
 
 def tasks(results: dict[str, dict]) -> tuple[pd.DataFrame, go.Figure]:

@@ -76,7 +76,9 @@ def evaluate(args):
 
     if args.json:
         check_writable(args.json)
-    result = evaluate(_load(args), args.suite, limit=args.limit, data=args.data) | {"adapter": args.adapter}
+    result = evaluate(_load(args), args.suite, limit=args.limit, data=args.data, tasks=args.tasks) | {
+        "adapter": args.adapter
+    }
     print(render(result))
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
@@ -251,6 +253,7 @@ def parser():
     sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.", adapter="none")
     sub.add_argument("--suite", required=True, help="base, tasks, mini, mpt4lm, one of their suites, or mme, pope, …")
     sub.add_argument("--data", metavar="FOLDER", help="copy of the benchmark (default: from the hub)")
+    sub.add_argument("--tasks", nargs="+", default=["all"], metavar="TASK", help="of the suite tasks (default: all)")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
 

@@ -4,6 +4,7 @@ miniature, and the benchmarks themselves (`mmpt.benchmarks`)."""
 import platform
 import time
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from itertools import compress
 from pathlib import Path
 
@@ -19,14 +20,20 @@ from mmpt.reading import read
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
 from mmpt.suites import SUITES, TOGETHER
-from mmpt.tasks import TASKS, correct, questions_of
+from mmpt.tasks import TASKS, check_tasks, correct, questions_of
 from mmpt.tiny.describe import QUESTION, compare
 
 OWN = {"base": 500, "tasks": 40}  # scenes; questions a task
 
 
 def evaluate(
-    backbone, suite: str, *, limit: int | None = None, batch: int = 16, data: str | Path | None = None
+    backbone,
+    suite: str,
+    *,
+    limit: int | None = None,
+    batch: int = 16,
+    data: str | Path | None = None,
+    tasks: Iterable[str] = ("all",),
 ) -> dict:
     """Answer a suite's questions greedily and score them.
 
@@ -36,6 +43,7 @@ def evaluate(
         limit: number of scenes ("base"), of questions a task ("tasks"; by default `OWN[suite]`), or of questions of
             each subtask or split of a zero-shot suite (by default all).
         data: folder with a copy of the benchmark; by default it comes from the hub.
+        tasks: of "tasks": which of `mmpt.tasks.TASKS`, or "all".
 
     Returns:
         dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
@@ -46,20 +54,26 @@ def evaluate(
         hundred of them, in words).
 
     Raises:
-        InputError: unknown suite, a limit below 1, data of a suite that is drawn, or data that cannot be used.
+        InputError: unknown suite or task, tasks of another suite, a limit below 1, data of a suite that is drawn, or
+            data that cannot be used.
     """
     known = (*OWN, *TOGETHER, *SUITES, *BENCHMARKS)
     if suite not in known:
         raise InputError(f"There is no suite {suite!r}; choose one of {', '.join(known)}.")
     if data is not None and suite not in BENCHMARKS:
         raise InputError(f"The suite {suite!r} is drawn; leave --data out, or choose one of {', '.join(BENCHMARKS)}.")
+    tasks = check_tasks(tasks)
+    if suite != "tasks" and tasks != ("all",):
+        raise InputError(f"The suite {suite!r} has no tasks to choose from; leave --tasks out, or give --suite tasks.")
     if limit is not None and limit < 1:
         raise InputError(f"--limit is {limit}; give a number of at least 1, or leave it out.")
     start = time.time()
     if suite in BENCHMARKS:
         result = benchmark(backbone, suite, data, limit, batch)
-    elif suite in OWN:
-        result = (_base if suite == "base" else _tasks)(backbone, limit or OWN[suite], batch)
+    elif suite == "base":
+        result = _base(backbone, limit or OWN[suite], batch)
+    elif suite == "tasks":
+        result = _tasks(backbone, tasks, limit or OWN[suite], batch)
     else:
         result = (_together if suite in TOGETHER else zero_shot)(backbone, suite, limit, batch)
     return (
@@ -91,9 +105,10 @@ def _base(backbone, n, batch):
     return {"n": n, "seed": seed, "figures": _per_cent(figures)}
 
 
-def _tasks(backbone, n, batch):
-    seed = SEEDS["validation"]
-    asked = [pair for number, name in enumerate(TASKS) for pair in questions_of(name, n, seed + (number << 20))]
+def _tasks(backbone, tasks, n, batch):
+    seed, names = SEEDS["validation"], [name for name in TASKS if name in tasks or "all" in tasks]
+    first = {name: seed + (number << 20) for number, name in enumerate(TASKS)}
+    asked = [pair for name in names for pair in questions_of(name, n, first[name])]
     questions = [question for _, question in asked]
     answers = _answers(
         backbone, [scene.image for scene, _ in asked], [q.question for q in questions], batch, max_new_tokens=48
@@ -102,7 +117,7 @@ def _tasks(backbone, n, batch):
     for question, answer in zip(questions, answers):
         right[question.task].append(correct(question, answer))
     figures = {name: sum(marks) / len(marks) for name, marks in right.items()}
-    chance = {name: task.chance for name, task in TASKS.items()}
+    chance = {name: TASKS[name].chance for name in names}
     for values in (figures, chance):
         values["mean"] = sum(values.values()) / len(values)
     return {"n": len(questions), "seed": seed, "figures": _per_cent(figures), "chance": _per_cent(chance)}

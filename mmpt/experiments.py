@@ -17,6 +17,7 @@ from pathlib import Path
 from mmpt.errors import InputError
 from mmpt.files import write_whole
 from mmpt.methods import METHODS
+from mmpt.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Budget:
         seeds: of the main rows; ablations take the first.
         grid: factors of a method's learning rates that are tried; one factor: no trial.
         limit: questions of each subtask or split of a suite; None: all.
-        validation: questions a tuning task by which the grid is judged.
+        validation: fresh questions of each tuning task, by which the grid is judged; of fewer tasks as many in all.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Experiment:
         fields: of the method's configuration, changed.
         share: of the budget's pictures that are different ones; the others repeat them.
         suites: what it is measured on, a name in `mmpt.suites.TOGETHER`.
+        tasks: what it is tuned on, and measured on too with fresh questions.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Experiment:
     fields: dict = field(default_factory=dict)
     share: float = 1.0
     suites: str = "mini"
+    tasks: tuple[str, ...] = ("all",)
 
 
 ALIGN = Experiment("align", "Align (untouched)", None)
@@ -184,8 +187,8 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
 
     Returns:
         dict with experiment, seed, factor (of the learning rates), budget, base_parameters (LLM and vision encoder:
-        what the share of tuned ones is of), tuning (what `training.json` says) and suites (what
-        `evaluate(…, experiment.suites)` says).
+        what the share of tuned ones is of), tuning (what `training.json` says), tasks (what `evaluate(…, "tasks")`
+        says of those that were tuned) and suites (what `evaluate(…, experiment.suites)` says).
 
     Raises:
         InputError: what is there was measured on another budget.
@@ -214,8 +217,8 @@ def _best_factor(experiment, budget, results, work):
     plain = next(row for row in MAIN if row.name == experiment.method)  # an ablation takes its method's
     for factor in budget.grid:
         if f"{factor:g}" not in tried:
-            outcome = _in_own_process(_measure, plain, budget.seeds[0], factor, budget, work, "tasks")
-            tried[f"{factor:g}"] = outcome["suites"]["figures"]["mean"]
+            outcome = _in_own_process(_measure, plain, budget.seeds[0], factor, budget, work, None)
+            tried[f"{factor:g}"] = outcome["tasks"]["figures"]["mean"]
             file.parent.mkdir(parents=True, exist_ok=True)
             write_whole(file, json.dumps(tried, indent=1) + "\n")
     return max(budget.grid, key=lambda factor: tried[f"{factor:g}"])
@@ -233,7 +236,7 @@ def _in_own_process(function, *args):
             ) from error
 
 
-def _measure(experiment, seed, factor, budget, work, suite):
+def _measure(experiment, seed, factor, budget, work, suites):
     import mmpt
     from mmpt.evaluate import evaluate
 
@@ -245,10 +248,14 @@ def _measure(experiment, seed, factor, budget, work, suite):
         tuning = tune(backbone, experiment, seed, factor, budget, folder)
         # Tuned in 16 bits where those are quicker, it is asked in 32, as by anybody who loads it.
         backbone = mmpt.load(folder if whole else "tiny", adapter=None if whole else folder)
-    suites = evaluate(backbone, suite, limit=budget.validation if suite == "tasks" else budget.limit)
-    if whole and suite != "tasks":
-        shutil.rmtree(folder)  # a whole model of half a gigabyte
-    return {"base_parameters": base_parameters, "tuning": tuning, "suites": suites}
+    each = budget.validation if "all" in experiment.tasks else budget.validation * len(TASKS) // len(experiment.tasks)
+    result = {"base_parameters": base_parameters, "tuning": tuning}
+    result["tasks"] = evaluate(backbone, "tasks", limit=each, tasks=experiment.tasks)
+    if suites:
+        result["suites"] = evaluate(backbone, suites, limit=budget.limit)
+        if whole:
+            shutil.rmtree(folder)  # half a gigabyte
+    return result
 
 
 def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Budget, folder: Path) -> dict:
@@ -264,6 +271,7 @@ def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Bud
         turns=budget.turns,
         seed=seed,
         scenes=None if experiment.share == 1 else max(1, round(experiment.share * pictures)),
+        tasks=None if experiment.tasks == ("all",) else experiment.tasks,
         precision="auto",
         resume=True,
         **{name: factor * rate for name, rate in method.rates.items()},

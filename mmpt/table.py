@@ -24,9 +24,10 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
 
     Returns:
         dict with method, seeds, tuned (parameters), share (per cent), questions_s (a second while tuning), peak_mib,
-        minutes (of tuning), and for each suite and AVERAGE its chief figure, with low and high ends of the 95 %
-        interval over questions where there are any, chance, unparsed (per cent, mean over suites), and the standard
-        deviation of AVERAGE over seeds, "seeds_sd" (None for one seed).
+        minutes (of tuning); tasks (right answers to fresh questions of what was tuned, per cent) and "tasks chance" (a
+        guess without looking), where measured; for each suite and AVERAGE its chief figure, with low and high ends of
+        the 95 % interval over questions where there are any, chance, unparsed (per cent, mean over suites), and the
+        standard deviation of AVERAGE over seeds, "seeds_sd" (None for one seed).
     """
     row = {"method": experiment.row, "seeds": len(results)}
     tuning = [r["tuning"] for r in results if r["tuning"]]
@@ -38,6 +39,9 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
             "peak_mib": max(t["peak_mib"] for t in tuning),
             "minutes": mean(t["seconds"] for t in tuning) / 60,
         }
+    if all("tasks" in r for r in results):
+        row["tasks"] = mean(r["tasks"]["figures"]["mean"] for r in results)
+        row["tasks chance"] = results[0]["tasks"]["chance"]["mean"]
     for name in results[0]["suites"]["suites"]:
         suites = [r["suites"]["suites"][name] for r in results]
         chief = next(iter(suites[0]["figures"]))
@@ -59,7 +63,8 @@ def suites_of(rows: list[dict]) -> list[str]:
 
 def markdown(rows: list[dict]) -> str:
     """The table with one line a method and its 95 % intervals, and the chance level as the last line."""
-    columns = {"Average": AVERAGE} | {f"*{name}*": name for name in suites_of(rows)}
+    columns = {"tuning tasks": "tasks"} if any("tasks" in row for row in rows) else {}
+    columns |= {"Average": AVERAGE} | {f"*{name}*": name for name in suites_of(rows)}
     head = ["Method", "tuned", "questions/s", "peak MiB", *columns]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row in rows:
@@ -68,11 +73,14 @@ def markdown(rows: list[dict]) -> str:
             f"{row[key]:.{digits}f}" if key in row else "–" for key, digits in (("questions_s", 1), ("peak_mib", 0))
         )
         lines.append([row["method"], tuned, speed, peak, *(_cell(row, name) for name in columns.values())])
-    lines.append(["best fixed answer", "", "", "", *(f"{rows[0][f'{name} chance']:.1f}" for name in columns.values())])
+    guesses = next((row for row in rows if "tasks" in row), rows[0])
+    lines.append(["best fixed answer", "", "", "", *(f"{guesses[f'{name} chance']:.1f}" for name in columns.values())])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(row, name):
+    if name == "tasks":
+        return f"{row[name]:.1f}" if name in row else "–"
     if name == AVERAGE:
         return f"**{row[name]:.1f}**" + (f" ± {row['seeds_sd']:.1f}" if row["seeds_sd"] is not None else "")
     return f"{row[name]:.1f} [{row[f'{name} low']:.0f}, {row[f'{name} high']:.0f}]"

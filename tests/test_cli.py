@@ -35,6 +35,14 @@ def test_help_needs_no_torch():
         (["ask", "PICTURE", "What?", "--backbone", "no-such-model"], "'no-such-model' could not be loaded"),
         (["ask", "--batch", "none.jsonl"], "--batch needs --out"),
         (["ask", "--batch", "none.jsonl", "--out", "o"], "none.jsonl cannot be read"),
+        (
+            ["evaluate", "--suite", "tasks", "--tasks", "counts"],
+            "There is no task 'counts'; give all, or some of count",
+        ),
+        (
+            ["evaluate", "--suite", "base", "--tasks", "count"],
+            "The suite 'base' has no tasks to choose from; leave --tasks",
+        ),
         (["evaluate", "--suite", "maxi", "--adapter", "none"], "There is no suite 'maxi'; choose one of base, tasks"),
         (["evaluate", "--suite", "mini", "--data", "x"], "The suite 'mini' is drawn; leave --data out"),
         (["evaluate", "--suite", "mme", "--data", "none"], "There is no folder none; give one with MME's folders"),

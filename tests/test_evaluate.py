@@ -10,6 +10,7 @@ from mmpt.errors import InputError
 from mmpt.evaluate import evaluate, render
 from mmpt.mme import MME_SUBTASKS
 from mmpt.suites import SUITES, TOGETHER
+from mmpt.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,21 @@ def test_answers_belong_to_their_questions(backbone, monkeypatch):
     vsr = evaluate(backbone, "mini-vsr", limit=20, batch=3)
     assert vsr["figures"]["accuracy"] == vsr["choice"]["figures"]["accuracy"] == 100
     assert evaluate(backbone, "mini-textvqa", limit=20, batch=3)["figures"]["accuracy"] == 100
+
+
+def test_some_tasks_are_asked_what_they_are_asked_among_all(backbone, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        type(backbone), "answer", lambda self, images, texts, n: (asked.append(texts), ["one"] * len(texts))[1]
+    )
+    every = evaluate(backbone, "tasks", limit=2, batch=1)
+    of_all, asked[:] = sum(asked, []), []
+    some = evaluate(backbone, "tasks", limit=2, batch=1, tasks=["one_or_several", "count"])
+    assert every["n"] == 2 * len(TASKS) and some["n"] == 4 and Counter(sum(asked, [])) <= Counter(of_all)
+    assert list(some["figures"]) == ["count", "one_or_several", "mean"] == list(some["chance"])
+    for name in ("count", "one_or_several"):
+        assert (some["figures"][name], some["chance"][name]) == (every["figures"][name], every["chance"][name])
+    assert some["figures"]["mean"] == pytest.approx((some["figures"]["count"] + some["figures"]["one_or_several"]) / 2)
 
 
 def test_the_first_questions_of_a_suite_are_of_every_label():

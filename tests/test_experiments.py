@@ -11,8 +11,21 @@ from peft import get_peft_model
 
 import mmpt.experiments
 from mmpt.errors import InputError
-from mmpt.experiments import ABLATIONS, BUDGETS, MAIN, QUICK, Budget, Experiment, rows_of, run, run_table, tune
+from mmpt.experiments import (
+    ABLATIONS,
+    BUDGETS,
+    MAIN,
+    QUICK,
+    Budget,
+    Experiment,
+    _measure,
+    rows_of,
+    run,
+    run_table,
+    tune,
+)
 from mmpt.methods import METHODS
+from mmpt.tasks import TASKS
 
 SMALL = Budget("small", 2, 2, 2, (0,), (1.0,), 2, 2)
 GRID = replace(SMALL, grid=(0.5, 1.0, 2.0))
@@ -68,6 +81,30 @@ def test_a_row_of_mpt4lm_is_tuned(tmp_path):
     assert row.row == "no adapters" and record["method"]["adapter_rank"] == 0 and record["questions"] == 8
 
 
+def test_what_was_tuned_is_asked_as_it_is_loaded(monkeypatch, tmp_path):
+    """Fresh questions of the tasks that were tuned, then the suites, by the files that tuning wrote."""
+    loaded = []
+
+    def load(name, adapter):
+        loaded.append((name, adapter))
+        backbone = tiny_backbone()
+        backbone.add_adapter(adapter)
+        return backbone
+
+    monkeypatch.setattr(mmpt, "load", load)
+    monkeypatch.setitem(METHODS, "lora", replace(METHODS["lora"], load=lambda name: tiny_backbone()))
+    row = Experiment("lora", "LoRA", "lora", suites="mpt4lm", tasks=("count", "parity"))
+    small = replace(SMALL, limit=1, validation=1)
+    found = _measure(row, 0, 1.0, small, tmp_path, row.suites)
+    assert loaded == [("tiny", tmp_path / "lora-s0-x1")] and found["tuning"]["config"]["tasks"] == ["count", "parity"]
+    assert list(found["tasks"]["chance"]) == ["count", "parity", "mean"] and found["tasks"]["n"] == 2 * (
+        len(TASKS) // 2
+    )
+    assert list(found["suites"]["suites"]) == ["mini-vqa", "mini-gqa", "mini-snli-ve"]
+    again = _measure(row, 0, 1.0, small, tmp_path, None)  # a trial of the grid; tuned already
+    assert "suites" not in again and again["tasks"]["figures"] == found["tasks"]["figures"]
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """Stands in for the measuring process: what was asked of it, and figures that favour twice the rate."""
@@ -75,7 +112,7 @@ def measured(monkeypatch):
 
     def measure(function, row, seed, factor, budget, work, suite):
         asked.append((row.name, seed, factor, suite))
-        return {"base_parameters": 1, "tuning": {}, "suites": {"figures": {"mean": 10 * (factor or 0)}}}
+        return {"base_parameters": 1, "tuning": {}, "tasks": {"figures": {"mean": 10 * (factor or 0)}}}
 
     monkeypatch.setattr(mmpt.experiments, "_in_own_process", measure)
     return asked
@@ -94,7 +131,7 @@ def test_nothing_is_measured_twice(measured, tmp_path):
 def test_the_rate_is_chosen_on_the_tuning_tasks(measured, tmp_path):
     lora = next(row for row in MAIN if row.name == "lora")
     assert run(lora, 1, GRID, tmp_path, Path("work"))["factor"] == 2.0
-    assert measured == [("lora", 0, f, "tasks") for f in GRID.grid] + [("lora", 1, 2.0, "mini")]
+    assert measured == [("lora", 0, f, None) for f in GRID.grid] + [("lora", 1, 2.0, "mini")]
     assert json.loads((tmp_path / "grid" / "lora.json").read_text()) == {"0.5": 5.0, "1": 10.0, "2": 20.0}
     measured.clear()
     run(lora, 2, GRID, tmp_path, Path("work"))
@@ -104,7 +141,7 @@ def test_the_rate_is_chosen_on_the_tuning_tasks(measured, tmp_path):
 def test_an_ablation_takes_its_methods_rate(measured, tmp_path):
     row = ABLATIONS["components"][1]
     assert run(row, 0, GRID, tmp_path, Path("work"))["factor"] == 2.0
-    assert measured == [("m2pt", 0, f, "tasks") for f in GRID.grid] + [(row.name, 0, 2.0, "mini")]
+    assert measured == [("m2pt", 0, f, None) for f in GRID.grid] + [(row.name, 0, 2.0, "mini")]
 
 
 def test_mpt4lms_parts_are_measured_on_its_own_suites(measured, tmp_path):
@@ -116,7 +153,7 @@ def test_an_interrupted_grid_goes_on(measured, tmp_path):
     (tmp_path / "grid").mkdir()
     (tmp_path / "grid" / "m2pt.json").write_text('{"0.5": 99.0}')
     assert run(MAIN[1], 0, GRID, tmp_path, Path("work"))["factor"] == 0.5
-    assert measured == [("m2pt", 0, 1.0, "tasks"), ("m2pt", 0, 2.0, "tasks"), ("m2pt", 0, 0.5, "mini")]
+    assert measured == [("m2pt", 0, 1.0, None), ("m2pt", 0, 2.0, None), ("m2pt", 0, 0.5, "mini")]
 
 
 def test_a_table_goes_seed_by_seed(measured, tmp_path):

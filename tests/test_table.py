@@ -25,7 +25,8 @@ def result(average, value, tuned=None, group="mini"):
     }
     tuning = {"tuned_parameters": tuned, "questions": 600, "seconds": 120.0, "peak_mib": 900} if tuned else {}
     totals = {"figures": {"average": average}, "chance": {"average": 25.0}, "suites": suites}
-    return {"base_parameters": 1000, "tuning": tuning, "suites": totals}
+    tasks = {"figures": {"count": 30.0, "mean": average + 1}, "chance": {"count": 20.0, "mean": 27.0}}
+    return {"base_parameters": 1000, "tuning": tuning, "tasks": tasks, "suites": totals}
 
 
 @pytest.fixture
@@ -48,6 +49,14 @@ def test_summary(rows):
     assert m2pt["Average"] == 52.0 and m2pt["seeds_sd"] == pytest.approx(8**0.5)
     assert (m2pt["mini-vsr"], m2pt["mini-vsr low"], m2pt["mini-vsr high"]) == (65.0, 61.0, 71.0)
     assert (m2pt["mini-vsr chance"], m2pt["unparsed"]) == (30.0, 5.0)
+    assert (align["tasks"], m2pt["tasks"], m2pt["tasks chance"]) == (21.0, 53.0, 27.0)
+
+
+def test_rows_measured_without_the_tuning_tasks_have_no_cell_for_them(rows):
+    older = {key: value for key, value in rows[0].items() if not key.startswith("tasks")}
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown([older, rows[1]]).splitlines()]
+    assert [line[4] for line in lines] == ["tuning tasks", "--:", "–", "53.0", "27.0"]
+    assert "tuning tasks" not in markdown([older])
 
 
 def test_markdown(rows):
@@ -56,6 +65,7 @@ def test_markdown(rows):
     head, _, align, m2pt, chance = (dict(zip(lines[0], line)) for line in lines)
     assert align["tuned"] == "–" and align["*mini-pope*"] == "40.0 [36, 46]" and align["Average"] == "**20.0**"
     assert m2pt["tuned"] == "9 (0.90 %)" and m2pt["Average"] == "**52.0** ± 2.8" and m2pt["questions/s"] == "5.0"
+    assert align["tuning tasks"] == "21.0" and chance["tuning tasks"] == "27.0"
     assert chance["Method"] == "best fixed answer" and chance["Average"] == "25.0" and chance["*mini-vsr*"] == "30.0"
 
 
