@@ -21,7 +21,9 @@ from mmpt.m2pt.backbone import find_backbone
 
 BITS = {"4bit": 4, "8bit": 8}
 OPTIONS = {"4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "8bit": {"load_in_8bit": True}}
-APART = [".*vision_tower", ".*vision_model", ".*multi_modal_projector", ".*connector", "lm_head"]  # never in few bits
+APART = [  # never in few bits
+    ".*vision_tower", ".*vision_model", ".*multi_modal_projector", ".*connector", ".*visual", "lm_head",
+]  # fmt: skip
 
 
 def load_pretrained(

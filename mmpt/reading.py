@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 
 from mmpt.backbones import Backbone
+from mmpt.m2pt.backbone import find_backbone
 from mmpt.m2pt.slots import added_columns, select_rows
 
 
@@ -26,19 +27,22 @@ class Reading:
         cache: keys and values of all that was read.
         mask: (B, S) what of it may be looked at; the slots of M²PT are not counted.
         logits: (B, V) for the first token of an answer.
+        delta: (B, 1) how far a row's positions are from its number of tokens, where a picture takes fewer of them
+            (Qwen counts its rows and columns), else 0.
     """
 
     backbone: Backbone
     cache: Cache
     mask: Tensor
     logits: Tensor
+    delta: Tensor | int = 0
 
     def ahead(self, ids: Tensor, mask: Tensor | None = None, **options) -> Tensor:
         """Logits (B, T, V) after each of the further tokens `ids` (B, T), which join the cache."""
         self.mask = torch.cat([self.mask, torch.ones_like(ids) if mask is None else mask], 1)
         model = self.backbone.model
         model = model.get_base_model() if isinstance(model, PeftModel) else model
-        positions = (self.mask.cumsum(1) - 1).clamp(min=0)  # as `generate` counts them: padding does not
+        positions = (self.mask.cumsum(1) - 1).clamp(min=0) + self.delta  # as in `generate`: padding does not count
         return model(
             input_ids=ids,
             attention_mask=self.mask,
@@ -92,6 +96,8 @@ def read(backbone: Backbone, images, questions) -> Reading:
     select_rows(cache, rows)
     mask = batch["attention_mask"][rows]
     virtual = cache.get_seq_length() - added_columns(cache) - mask.shape[1]  # of prompt and prefix tuning
-    reading = Reading(backbone, cache, torch.cat([mask.new_ones(len(mask), virtual), mask], 1), None)
+    delta = getattr(find_backbone(backbone.model).host, "rope_deltas", None)
+    mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
+    reading = Reading(backbone, cache, mask, None, 0 if delta is None else delta[rows])
     reading.logits = reading.ahead(rest["input_ids"], rest["attention_mask"], logits_to_keep=1)[:, -1]
     return reading

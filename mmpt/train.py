@@ -283,7 +283,9 @@ def _start(backbone, peft_config, config):
     if peft_config is None:
         if config.start:
             raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as backbone.")
-        find_backbone(backbone.model.requires_grad_(True)).tower.requires_grad_(False)
+        parts = find_backbone(backbone.model.requires_grad_(True))
+        parts.tower.requires_grad_(False)
+        parts.projector.requires_grad_(True)  # which may stand inside the tower
     else:
         backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
         if config.start:

@@ -189,7 +189,7 @@ def test_an_adapter_refuses_a_backbone_of_equal_widths_and_another_name(tmp_path
 def test_what_is_no_backbone_says_so(tmp_path, monkeypatch):
     for model, match in (
         ({"model_type": "llama"}, "is a 'llama', which does not answer about pictures"),
-        ({"model_type": "qwen2_5_vl"}, r"cannot tune Qwen2_5_VL\w+ \(qwen2_5_vl\): its vision tower packs"),
+        ({"model_type": "qwen3_vl"}, r"cannot tune Qwen3VL\w+ \(qwen3_vl\): inner layers of its vision tower"),
         ({"model_type": "blip-2"}, "tunes models of the families LLaVA, LLaVA-NeXT, .* holds none"),
         ({"model_type": "no-such-type"}, "could not be loaded .*no-such-type"),
     ):

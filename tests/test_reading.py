@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from tiny_hosts import backbone_of
 
 from mmpt.likelihood import likeliest
 from mmpt.m2pt import M2PTConfig
@@ -55,8 +56,7 @@ def in_full(backbone, image, question, option):
     return scores.gather(-1, labels.clamp(min=0)[..., None])[..., 0][labels != -100].sum().item()
 
 
-@torch.no_grad()
-def test_choices_and_answers(backbone, images):
+def check_choices_and_answers(backbone, images):
     reading = read(backbone, images, QUESTIONS)
     logits = reading.logits.clone()
     alone = [backbone.model(**backbone.inputs([i], [q])).logits[0, -1] for i, q in zip(images, QUESTIONS)]
@@ -69,6 +69,20 @@ def test_choices_and_answers(backbone, images):
     assert reading.answer(max_new_tokens=5) == expected
     assert reading.answer(max_new_tokens=5) == expected  # nothing of the first answer stays
     assert likeliest(reading, OPTIONS) == chosen
+
+
+@torch.no_grad()
+def test_choices_and_answers(backbone, images):
+    check_choices_and_answers(backbone, images)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["base", "m2pt", "carry", "lora"])
+def test_where_a_picture_has_more_tokens_than_positions(name, images):
+    backbone = backbone_of("qwen2_5_vl")
+    if METHODS[name] is not None:
+        backbone.model = get_peft_model(backbone.model, METHODS[name])
+    check_choices_and_answers(backbone, images)
 
 
 def test_a_picture_is_encoded_once(backbone, images):

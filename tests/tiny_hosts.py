@@ -32,7 +32,13 @@ from transformers import (
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
     PaliGemmaConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessorPil,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
     SiglipVisionConfig,
     SmolVLMConfig,
     SmolVLMImageProcessorPil,
@@ -45,8 +51,10 @@ from mmpt.backbones import CHAT_TEMPLATE, Backbone
 IMAGE, VOCAB = 90, 97
 PACKED, IDEFICS = ("llava_next", "llava_onevision"), ("smolvlm", "idefics3")
 PALIGEMMA = ("paligemma", "paligemma2")
-FAMILIES = (*PACKED, "internvl", *IDEFICS, *PALIGEMMA, "gemma3")
+QWEN = ("qwen2_vl", "qwen2_5_vl")
+FAMILIES = (*PACKED, "internvl", *IDEFICS, *PALIGEMMA, "gemma3", *QWEN)
 SIZES = [(20, 44), (46, 22)]  # height, width of pictures: a wide one and a high one
+CELLS = [(2, 5), (3, 2)]  # the same as Qwen's grids of tokens, 2 · 2 patches each
 
 
 def config_of(family, vocab=VOCAB, image=IMAGE):
@@ -73,6 +81,17 @@ def config_of(family, vocab=VOCAB, image=IMAGE):
     if family in IDEFICS:
         kind = SmolVLMConfig if family == "smolvlm" else Idefics3Config
         return kind(vision_config=vision, text_config=LlamaConfig(**text).to_dict(), image_token_id=image)
+    if family in QWEN:
+        inner = dict(depth=3, num_heads=4, patch_size=8, initializer_range=0.2)
+        if family == "qwen2_vl":
+            inner |= dict(embed_dim=32, hidden_size=48, mlp_ratio=2)
+        else:  # the middle layer sees whole pictures, the others windows of 2 · 2 tokens
+            inner |= dict(hidden_size=32, out_hidden_size=48, intermediate_size=40, window_size=32)
+            inner |= dict(fullatt_block_indexes=[1])
+        text |= dict(rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 2, 2]})
+        kind = Qwen2VLConfig if family == "qwen2_vl" else Qwen2_5_VLConfig
+        marks = dict(vision_start_token_id=6, vision_end_token_id=7, video_token_id=91)
+        return kind(vision_config=inner, text_config=text, image_token_id=image, **marks)
     if family in PALIGEMMA:
         text = GemmaConfig(**text, head_dim=12) if family == "paligemma" else Gemma2Config(**gemma)
         inner = {"vision_config": siglip, "text_config": text}
@@ -85,11 +104,15 @@ def config_of(family, vocab=VOCAB, image=IMAGE):
 def _host(family):
     torch.manual_seed(0)
     model = AutoModelForImageTextToText.from_config(config_of(family))
-    projector = getattr(model.model, "connector", None) or model.model.multi_modal_projector
-    for parameter in projector.parameters():
+    for parameter in projector_of(model).parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     model.generation_config.eos_token_id = None
     return model.eval()
+
+
+def projector_of(model):
+    host = model.model
+    return getattr(host, "connector", None) or getattr(host, "multi_modal_projector", None) or host.visual.merger
 
 
 def make_host(family):
@@ -99,7 +122,10 @@ def make_host(family):
 
 @dataclass
 class Row:
-    """One row: tokens and types, crops (n, 3, H, W), and for packed ones the pictures' sizes and numbers of crops."""
+    """One row: tokens and types, crops (n, 3, H, W), and for packed ones the pictures' sizes and numbers of crops.
+
+    Qwen's crops are pictures' patches (N, 3 · 2 · 8 · 8), their sizes in tokens.
+    """
 
     tokens: list[int]
     types: list[int]
@@ -134,14 +160,17 @@ def make_rows(family, pictures=((), (0,), (1, 0)), seed=0, after=3):
             alone = family in PALIGEMMA or family == "llava_onevision" and len(chosen) > 1
             count = 1 if alone else 3
             crops = list(torch.randn(count, 3, side, side, generator=generator))
+            size = (CELLS if family in QWEN else SIZES)[picture]
+            if family in QWEN:
+                count, crops = 1, [torch.randn(4 * size[0] * size[1], 3 * 2 * 8 * 8, generator=generator)]
             row.crops += crops
-            row.sizes.append(SIZES[picture])
+            row.sizes.append(size)
             row.counts.append(count)
-            row.tokens += _placeholders(family, crops, SIZES[picture], len(chosen))
+            row.tokens += _placeholders(family, crops, size, len(chosen))
             row.tokens += words(2)
         row.tokens += words(after)
         image = [int(t == IMAGE) for t in row.tokens]
-        row.types = image if family == "gemma3" else [0] * (len(image) - after + 1) + [1] * (after - 1)
+        row.types = image if family in ("gemma3", *QWEN) else [0] * (len(image) - after + 1) + [1] * (after - 1)
         rows.append(row)
     return rows
 
@@ -156,6 +185,8 @@ def _placeholders(family, crops, size, pictures):
             return [IMAGE] * len(host.get_image_features(given, sizes, **alone).pooler_output[0])
     if family == "internvl":
         return [6, *[IMAGE] * 4 * len(crops), 7]
+    if family in QWEN:
+        return [6, *[IMAGE] * (size[0] * size[1]), 7]
     if family in PALIGEMMA:
         return [IMAGE] * 16
     return [token for _ in crops for token in (6, *[IMAGE] * 4, 7)]
@@ -175,6 +206,8 @@ def collate(rows, padding="left"):
     }
     if family in ("paligemma", "paligemma2", "gemma3"):
         batch["token_type_ids"] = padded([r.types for r in rows], 0)
+    if family in QWEN:
+        batch["mm_token_type_ids"] = padded([r.types for r in rows], 0)
     if not any(r.crops for r in rows):
         return batch
     if family in PACKED:
@@ -184,6 +217,9 @@ def collate(rows, padding="left"):
         batch["image_sizes"] = torch.tensor([s for r in rows for s in r.sizes])
         if family == "llava_onevision":
             batch["batch_num_images"] = torch.tensor([len(r.sizes) for r in rows])
+    elif family in QWEN:
+        batch["pixel_values"] = torch.cat([c for r in rows for c in r.crops])
+        batch["image_grid_thw"] = torch.tensor([(1, 2 * h, 2 * w) for r in rows for h, w in r.sizes])
     elif family in IDEFICS:
         most = max(len(r.crops) for r in rows)
         empty = torch.zeros(0, 3, 32, 32)
@@ -205,18 +241,21 @@ MARKS = {  # what stands for a picture in a chat, and further tokens that the fa
     "internvl": ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"),
 }
 MARKS["smolvlm"] = (*MARKS["idefics3"], "<video>")
+_MARKED = "<|vision_start|><|image_pad|><|vision_end|>"
+MARKS |= dict.fromkeys(QWEN, (_MARKED, "<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"))
 NEEDED = {  # by processors that read videos too
     "llava_onevision": ("torchvision",),
     "internvl": ("torchvision",),
     "smolvlm": ("torchvision", "num2words"),
-}
+} | dict.fromkeys(QWEN, ("torchvision",))
 
 
 def backbone_of(family):
     """The tiny model with a processor of its family, one token a byte; skips the test where that cannot be made."""
     for package in NEEDED.get(family, ()):
         pytest.importorskip(package, reason="this family's processor needs it")
-    tokenizer = byte_tokenizer("<pad>", "<|im_start|>", "<|im_end|>", *MARKS[family])
+    marks = MARKS[family][family in QWEN :]
+    tokenizer = byte_tokenizer("<pad>", "<|im_start|>", "<|im_end|>", *marks)
     ends = {"pad_token": tokenizer.pad_token, "eos_token": tokenizer.eos_token}
     template = {"chat_template": CHAT_TEMPLATE.replace("<image>", MARKS[family][0])}
     square, crops = {"height": 24, "width": 24}, [[24, 48], [48, 24], [48, 48]]
@@ -248,11 +287,16 @@ def backbone_of(family):
             processor = SmolVLMProcessor(images, tokenizer, SmolVLMVideoProcessor(), image_seq_len=4, **template)
         else:
             processor = Idefics3Processor(images, tokenizer, image_seq_len=4, **template)
+    elif family in QWEN:
+        images = Qwen2VLImageProcessorPil(patch_size=8, size={"shortest_edge": 32 * 32, "longest_edge": 64 * 64})
+        kind = Qwen2VLProcessor if family == "qwen2_vl" else Qwen2_5_VLProcessor
+        processor = kind(images, tokenizer, Qwen2VLVideoProcessor(), **template)
     else:
         images = Gemma3ImageProcessorPil(size={"height": 32, "width": 32})
         names = zip(("boi_token", "image_token", "eoi_token"), MARKS[family])
         processor = Gemma3Processor(images, naming(**dict(names)), image_seq_length=4, **template)
     torch.manual_seed(0)
-    image = processor.tokenizer.convert_tokens_to_ids(MARKS["internvl"][0] if family == "internvl" else "<image>")
+    image = {"internvl": "<IMG_CONTEXT>"} | dict.fromkeys(QWEN, "<|image_pad|>")
+    image = processor.tokenizer.convert_tokens_to_ids(image.get(family, "<image>"))
     model = AutoModelForImageTextToText.from_config(config_of(family, len(tokenizer), image))
     return Backbone(f"tiny-{family}", model.eval(), processor)

@@ -93,13 +93,13 @@ def encode(backbone: Backbone, image: Image.Image, question: str, answer: str | 
         batch = dict(backbone.inputs([image], [question]))
     else:
         batch = backbone.training_inputs([image], [[(question, answer)]])
-    family, crops = find_backbone(backbone.model).family.name, batch["pixel_values"].flatten(0, -4).shape[0]
+    family = find_backbone(backbone.model).family.name
     if family not in FAMILIES:
         raise InputError(
             f"The views explain answers by the patches of a picture, which {family} crops, joins or looks at in its "
             f"own way; explain one of {', '.join(FAMILIES)}."
         )
-    if crops > 1:
+    if (crops := batch["pixel_values"].flatten(0, -4).shape[0]) > 1:
         raise InputError(
             f"The views explain answers by the patches of one picture, and the processor made {crops} crops of it; "
             "set do_image_splitting or do_pan_and_scan of backbone.processor.image_processor to False (InternVL: "

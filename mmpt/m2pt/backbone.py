@@ -45,7 +45,7 @@ class Backbone:
 
     @property
     def projector(self) -> nn.Module:
-        return getattr(self.host, self.family.projector)
+        return self.host.get_submodule(self.family.projector)
 
     @property
     def llm(self) -> nn.Module:
@@ -53,7 +53,7 @@ class Backbone:
 
     @property
     def visual_width(self) -> int:
-        return self.tower.config.hidden_size
+        return getattr(self.tower.config, self.family.width)
 
     @property
     def patch_area(self) -> int:

@@ -1,7 +1,7 @@
 """How the prompts act: every hook on the host, put on and taken off in one place.
 
     vision tower   block i   append the slots at the first listed layer, overwrite (or add to) them at later ones
-                   after     take them out of its output, which carries them along   tower.py
+                   after     take them out of its output, which carries them along   tower.py, packed.py
     projector      f_in      patches to language space                               `Interaction`
     host           features  project the slots, and put them before the patches      `ImageFeatures`
                    before    make room in ids, mask and positions                    `_before_host`
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from mmpt.m2pt import packed, tower
 from mmpt.m2pt.backbone import images_by_row
 from mmpt.m2pt.interaction import ImageFeatures, Interaction
 from mmpt.m2pt.slots import CALL, SLOTS, CacheSlots, Call
-from mmpt.m2pt.tower import after_tower, before_tower, before_visual_block
 
 if TYPE_CHECKING:
     from mmpt.m2pt.layer import M2PTLayer
@@ -48,16 +48,19 @@ class Hooks:
             return
         b = self.layer.backbone
         add = self._handles.append
-        add(b.tower.register_forward_pre_hook(partial(before_tower, self.layer), with_kwargs=True))
-        add(b.tower.register_forward_hook(partial(after_tower, self.layer)))
+        kind = packed if b.family.packed else tower
+        add(b.tower.register_forward_pre_hook(partial(kind.before_tower, self.layer), with_kwargs=True))
+        add(b.tower.register_forward_hook(partial(kind.after_tower, self.layer), with_kwargs=True))
         for i, block in enumerate(b.visual_blocks):
-            add(block.register_forward_pre_hook(partial(before_visual_block, self.layer, i)))
+            add(block.register_forward_pre_hook(partial(kind.before_block, self.layer, i), with_kwargs=True))
+            if b.family.packed:
+                add(block.register_forward_hook(partial(packed.after_block, self.layer, i), with_kwargs=True))
         for j, block in enumerate(b.textual_blocks):
             add(block.register_forward_pre_hook(partial(self._before_textual_block, j), with_kwargs=True))
             add(block.self_attn.register_forward_pre_hook(partial(self._before_attention, j), with_kwargs=True))
         add(b.host.register_forward_pre_hook(self._before_host, with_kwargs=True))
         add(b.host.register_forward_hook(self._after_host, with_kwargs=True))
-        setattr(b.host, b.family.projector, Interaction(b.projector, self.layer))
+        b.host.set_submodule(b.family.projector, Interaction(b.projector, self.layer))
         b.host.get_image_features = ImageFeatures(self.layer)
         if b.generator is not None:
             b.generator._expand_multimodal_outputs = self._expand_multimodal_outputs
@@ -70,7 +73,7 @@ class Hooks:
         b = self.layer.backbone
         while self._handles:
             self._handles.pop().remove()
-        setattr(b.host, b.family.projector, b.projector.base_layer)
+        b.host.set_submodule(b.family.projector, b.projector.base_layer)
         del b.host.get_image_features
         if b.generator is not None:
             del b.generator._expand_multimodal_outputs
@@ -163,6 +166,8 @@ class Hooks:
         settings, b = self.layer.settings[adapter], self.layer.backbone
         ids, embeds, mask = kwargs.get("input_ids"), kwargs.get("inputs_embeds"), kwargs.get("attention_mask")
         is_image = b.image_mask(ids, embeds)
+        if kwargs.get("position_ids") is None:
+            kwargs["position_ids"] = self._positions(kwargs)
         layout = self.layer.layout(adapter, is_image, self.lengths(kwargs), mask)
 
         if ids is not None:
@@ -195,10 +200,22 @@ class Hooks:
         kwargs["attention_mask"] = known.extend(known.mask, mask, seen + T)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"] + known.shift
+        elif (counted := self._positions(kwargs)) is not None:
+            kwargs["position_ids"] = counted[..., -T:]
         if known.early_mask is None and not self.layer.settings[known.adapter].attention_layers:
             return None
         early = known.extend(known.early_mask, mask, seen + T)
         return Call(known.adapter, None, self._early(early, kwargs, (B, T)), known)
+
+    def _positions(self, kwargs: dict) -> Tensor | None:
+        """(3, B, columns) as a host counts them that gives pictures rows and columns (Qwen); None from the others."""
+        host, ids = self.layer.backbone.host, kwargs.get("input_ids")
+        if not hasattr(host, "compute_3d_position_ids"):
+            return None
+        given = {name: kwargs.get(name) for name in inspect.signature(host.compute_3d_position_ids).parameters}
+        if ids is not None:
+            given["inputs_embeds"] = torch.empty(*ids.shape, 0, device=ids.device)  # of which it takes the shape
+        return host.compute_3d_position_ids(**given)
 
     def _early(self, mask: Tensor | None, kwargs: dict, shape: tuple[int, int]) -> Any:
         """The attention mask, as the host's attention wants it, of blocks for which the slots are not there yet."""

@@ -25,6 +25,8 @@ from transformers.models.llava.modeling_llava import LlavaModel
 from transformers.models.llava_next.modeling_llava_next import LlavaNextModel, image_size_to_num_patches
 from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionModel
 from transformers.models.paligemma.modeling_paligemma import PaliGemmaModel
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLModel
+from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMModel
 
 
@@ -48,6 +50,17 @@ def _as_pooled_cells(projector: nn.Module, slots: Tensor) -> Tensor:
     return projector.mm_soft_emb_norm(slots) @ projector.mm_input_projection_weight
 
 
+def _as_merged_cells(merger: nn.Module, slots: Tensor) -> Tensor:
+    """Qwen2-VL and 2.5-VL lay a square of patches side by side inside their merger."""
+    cells = slots.repeat_interleave(merger.hidden_size // slots.shape[-1], 1)
+    return merger(cells.flatten(0, 1)).unflatten(0, (len(slots), -1))
+
+
+def _one_each(host: nn.Module, given: dict) -> list[int]:
+    """Pictures in one piece, each with a run of features of its own length."""
+    return [1] * len(given["image_grid_thw"])
+
+
 def _packed_crops(host: nn.Module, given: dict) -> list[int]:
     """How many rows of the tower belong to each picture, from the arguments of `get_image_features`."""
     config, sizes, alone = host.config, given["image_sizes"], given.get("batch_num_images")
@@ -63,7 +76,9 @@ class Family:
     Attributes:
         name: what people call it.
         model: the class of the host, the model inside the one with a head.
-        tower, projector, llm: the host's attributes.
+        tower, projector, llm: the host's attributes, with dots where one is inside another.
+        width: of the tower, in its configuration.
+        packed: whether the tower reads all pictures as one sequence (packed.py).
         project: how slots pass its projector.
         crops: tower rows of each picture, where they are packed into one run of features; else None: a run a row.
         normed: whether features come after the tower's last norm (where no other layer is chosen).
@@ -77,6 +92,8 @@ class Family:
     tower: str = "vision_tower"
     projector: str = "multi_modal_projector"
     llm: str = "language_model"
+    width: str = "hidden_size"
+    packed: bool = False
     project: Callable[[nn.Module, Tensor], Tensor] = _as_patches
     crops: Callable[[nn.Module, dict], list[int]] | None = None
     normed: bool = False
@@ -85,6 +102,13 @@ class Family:
     first_position: int = 0
 
 
+_QWEN = {
+    "tower": "visual",
+    "projector": "visual.merger",
+    "packed": True,
+    "project": _as_merged_cells,
+    "crops": _one_each,
+}
 _IDEFICS = {"tower": "vision_model", "projector": "connector", "llm": "text_model", "project": _as_connected_cells}
 
 FAMILIES = (
@@ -109,12 +133,11 @@ FAMILIES = (
         masks=Gemma3ForConditionalGeneration.create_masks_for_generate,
         image_type=1,
     ),
+    Family("Qwen2-VL", Qwen2VLModel, **_QWEN, width="embed_dim", normed=True),
+    Family("Qwen2.5-VL", Qwen2_5_VLModel, **_QWEN, normed=True),
 )
 
-_PACKED = "its vision tower packs the patches of all pictures into one sequence, which has no place for prompts"
 REFUSED = {  # model_type: why
-    "qwen2_vl": _PACKED,
-    "qwen2_5_vl": f"{_PACKED} (most of its layers look at one window of patches at a time)",
-    "qwen3_vl": _PACKED,
-    "pixtral": _PACKED,
+    "qwen3_vl": "inner layers of its vision tower feed layers of the LLM past the projector",
+    "pixtral": "its vision tower packs the patches of all pictures into one sequence under one mask",
 }

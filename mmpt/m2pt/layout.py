@@ -74,14 +74,25 @@ class Layout:
         return torch.where(self.visual, visual, 0).to(token_type_ids.dtype).scatter(1, self.tokens, token_type_ids)
 
     def positions(self, position_ids: Tensor) -> Tensor:
-        """(B, S) positions counted as if the slots had been typed in: each moves what follows by one."""
+        """(B, S) positions counted as if the slots had been typed in: each moves what follows by one.
+
+        Hosts that count a picture's rows and columns have three of them, (3, B, S), and one more in front that counts
+        tokens, if `generate` made them; what follows a picture comes after the highest of the three.
+        """
+        if position_ids.ndim == 2:
+            return self._counted(position_ids, position_ids)
+        highest = position_ids[-3:].amax(0)
+        axes = [self._counted(axis, highest) for axis in position_ids[-3:]]
+        return torch.stack([*(self._counted(axis, axis) for axis in position_ids[:-3]), *axes])
+
+    def _counted(self, position_ids: Tensor, highest: Tensor) -> Tensor:
         B, S = self.shape
         T = self.tokens.shape[1]
         pos = position_ids.expand(B, T)
         following = torch.cat([pos, pos[:, -1:] + 1], 1)  # (B, T + 1) the last entry: the token to come
         # What follows an image may be padding with a position of its own, so count on from the image instead.
         at = self.textual_at[:, None]
-        counted_on = following.gather(1, (at - 1).clamp(min=0)) + 1
+        counted_on = highest.expand(B, T).gather(1, (at - 1).clamp(min=0)) + 1
         following = following.scatter(
             1, at, torch.where(self.after_image[:, None], counted_on, following.gather(1, at))
         )

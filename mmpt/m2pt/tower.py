@@ -28,7 +28,7 @@ def before_tower(layer: "M2PTLayer", tower: nn.Module, args: tuple, kwargs: dict
         )
 
 
-def before_visual_block(layer: "M2PTLayer", i: int, block: nn.Module, args: tuple) -> tuple | None:
+def before_block(layer: "M2PTLayer", i: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
     # Z¹ = L₁(Pv¹, E);  Zⁱ = Lᵢ(Pvⁱ, Zⁱ⁻¹)
     adapter = layer.active
     if adapter is None:
@@ -47,10 +47,10 @@ def before_visual_block(layer: "M2PTLayer", i: int, block: nn.Module, args: tupl
                 prompts = prompts + hidden[:, -P:]
             hidden = hidden[:, :-P]
         hidden = torch.cat([hidden, prompts], 1)
-    return hidden, *rest
+    return (hidden, *rest), kwargs
 
 
-def after_tower(layer: "M2PTLayer", tower: nn.Module, args: tuple, output: Any) -> None:
+def after_tower(layer: "M2PTLayer", tower: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
     adapter = layer.active
     if adapter is None or not isinstance(output, ModelOutput) or not layer.settings[adapter].visual_layers:
         return

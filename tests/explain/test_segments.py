@@ -132,11 +132,12 @@ def test_the_layers_that_overwrite_the_slots(fields, textual, visual):
     assert vision_segments(backbone, picture()).written == visual
 
 
-def test_other_families_are_refused():
+@pytest.mark.parametrize("family, name", [("llava_next", "LLaVA-NeXT"), ("qwen2_5_vl", "Qwen2.5-VL")])
+def test_other_families_are_refused(family, name):
     backbone = helpers.tiny_backbone()
-    backbone.model = make_host("llava_next")
+    backbone.model = make_host(family)
     for view in (lambda: segments(backbone, picture(), QUESTION), lambda: vision_segments(backbone, picture())):
-        with pytest.raises(InputError, match="which LLaVA-NeXT crops, joins or looks at in its own way"):
+        with pytest.raises(InputError, match=f"which {name} crops, joins or looks at in its own way"):
             view()
 
 

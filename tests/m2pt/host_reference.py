@@ -76,6 +76,41 @@ def features(model, config, crops, prompts, projector, sizes=None, counts=None, 
     return list(zip(cells, runs, strict=True))
 
 
+def packed_features(model, config, pictures, grids, prompts, projector):
+    """Qwen's: pictures as patches (N, values), cell after cell, with their grids (rows, columns) of cells.
+
+    Prompts join each picture, or each window of it, unrotated; what becomes of one is the mean over the windows.
+    """
+    encoder, runs = model.model.visual, []
+    for patches, (rows, columns) in zip(pictures, grids, strict=True):
+        cell = torch.arange(rows * columns).repeat_interleave(4)
+        r, c = cell // columns, cell % columns
+        corner = torch.arange(4).repeat(rows * columns)
+        places = torch.stack([2 * r + corner // 2, 2 * c + corner % 2], -1)
+        x = encoder.patch_embed(patches)
+        cos, sin = encoder.rotary_pos_emb(x, places)
+        slots = x[:0]
+        for i, layer in enumerate(encoder.blocks):
+            if i in prompts:
+                slots = prompts[i] + slots if config.visual_update == "carry" and len(slots) else prompts[i]
+            whole = i in getattr(encoder, "fullatt_block_indexes", range(len(encoder.blocks)))
+            window = torch.zeros_like(cell) if whole else (r // 2) * columns + c // 2
+            out, become = torch.empty_like(x), []
+            for w in window.unique():
+                here = window == w
+                both = torch.cat([x[here], slots])
+                rope = torch.cat([cos[here], torch.ones(len(slots), cos.shape[1])])
+                rope = rope, torch.cat([sin[here], torch.zeros(len(slots), sin.shape[1])])
+                seen = layer(both, cu_seqlens=torch.tensor([0, len(both)]), position_embeddings=rope)
+                out[here], n = seen[: int(here.sum())], int(here.sum())
+                become.append(seen[n:])
+            x, slots = out, torch.stack(become).mean(0)
+        read = prompts[max(prompts)] if config.visual_readout == "parameter" and prompts else slots
+        read = read[: 0 if config.visual_readout == "none" else None]
+        runs.append(([projector(slot.repeat(4, 1))[0] for slot in read], projector(x)))
+    return runs
+
+
 def visible(lm, positions, types, late, layer):
     """(S, S) bool: what each place may look at."""
     kinds = getattr(lm.config, "layer_types", None)
@@ -88,14 +123,18 @@ def visible(lm, positions, types, late, layer):
     return (see & window) | same if late == "or" else (see | same) & window
 
 
-def language(model, config, tokens, runs, prompts, blocks):
-    """Logits (T, V) at the given tokens (T,). `blocks` (T,) are numbers: equal ones see each other both ways."""
+def language(model, config, tokens, runs, prompts, blocks, grids=None):
+    """Logits (T, V) at the given tokens (T,). `blocks` (T,) are numbers: equal ones see each other both ways.
+
+    `grids`, of hosts that tell where on a grid (rows, columns) a picture's token is: those of the pictures.
+    """
     host = model.model
     lm = getattr(host, "language_model", None) or host.text_model
     P = len(next(iter(prompts.values()))) if prompts else 0
     is_image = tokens == host.config.image_token_id
     embeds = lm.embed_tokens(tokens.masked_fill(is_image, 0))
     rows, given, numbers, after_image, queue, t = [], [], [], 0, list(runs), 0
+    steps = []  # of each of `rows`: how far down and to the right of where its picture begins, and how far on then
     while t < len(tokens):
         n = 1
         if is_image[t]:
@@ -105,8 +144,13 @@ def language(model, config, tokens, runs, prompts, blocks):
             given += [False] * len(slots)
             numbers += [int(blocks[t])] * len(slots)
             after_image = len(rows)
+            steps += [(0, 0, 1)] * len(slots)
+            h, w = (1, 1) if grids is None else grids[len(runs) - len(queue) - 1]
+            onward = [0] * (n - 1) + [max(h, w)]
+            steps += [(0, 0, 1)] * n if grids is None else [(k // w, k % w, onward[k]) for k in range(n)]
         else:
             rows.append(embeds[t])
+            steps.append((0, 0, 1))
         given += [True] * n
         numbers += blocks[t : t + n].tolist()
         t += n
@@ -116,6 +160,9 @@ def language(model, config, tokens, runs, prompts, blocks):
     paligemma = type(host).__name__ == "PaliGemmaModel"
     own = 0 if paligemma and 0 in numbers else -1  # prompts stand in PaliGemma's prefix, which sees itself both ways
     places = [torch.arange(at), at + torch.arange(P), torch.arange(at, len(rows)) + P]
+    steps = torch.tensor(steps[:at] + [(0, 0, 1)] * P + steps[at:])
+    begins = steps[:, 2].cumsum(0) - steps[:, 2]
+    where = torch.stack([begins, begins + steps[:, 0], begins + steps[:, 1]])  # (3, S)
     numbers = [torch.tensor(numbers[:at]), torch.full((P,), own), torch.tensor(numbers[at:])]
 
     for j, layer in enumerate(lm.layers):
@@ -128,7 +175,8 @@ def language(model, config, tokens, runs, prompts, blocks):
         see = visible(lm, positions, types, "or" if paligemma else "and", j)
         mask = torch.zeros(see.shape).masked_fill(~see, torch.finfo(x.dtype).min)[None, None]
         kind = (lm.config.layer_types[j],) if type(lm).__name__ == "Gemma3TextModel" else ()
-        rope = lm.rotary_emb(x, positions[None] + paligemma, *kind)
+        turned = positions[None] + paligemma if grids is None else where[:, None, positions]
+        rope = lm.rotary_emb(x, turned, *kind)
         out = layer(x, attention_mask=mask, position_embeddings=rope)
         out = (out[0] if isinstance(out, tuple) else out)[0]
         left, slots, right = out[:at], out[at : at + len(slots)], out[at + len(slots) :]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import NoMatchingPeftModuleError
-from tiny_hosts import FAMILIES, IMAGE, PACKED, collate, make_host, make_rows
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from tiny_hosts import FAMILIES, IMAGE, PACKED, QWEN, collate, make_host, make_rows, projector_of
+from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from mmpt.m2pt import M2PTConfig
 
@@ -36,7 +36,10 @@ def family(request):
 def expected_logits(tools, host, model, row):
     config = model.peft_config["default"]
     visual, textual, projector = tools.prompts_of(model)
-    projector = projector or getattr(host.model, "connector", None) or host.model.multi_modal_projector
+    projector = projector or projector_of(host)
+    if row.family in QWEN:
+        runs = reference.packed_features(host, config, row.crops, row.sizes, visual, projector)
+        return reference.language(host, config, torch.tensor(row.tokens), runs, textual, row.blocks(), row.sizes)
     packed = {"sizes": torch.tensor(row.sizes), "counts": row.counts} if row.family in PACKED else {}
     runs = reference.features(host, config, row.crops, visual, projector, **packed)
     return reference.language(host, config, torch.tensor(row.tokens), runs, textual, row.blocks())
@@ -111,7 +114,10 @@ def test_generate(tools, family, case):
     beams = generate(model, batch, num_beams=2, num_return_sequences=2, output_scores=True, length_penalty=0.0)
     for n, (tokens, score) in enumerate(zip(beams.sequences, beams.sequences_scores)):
         full = copy.copy(rows[n // 2])
-        full.tokens, full.types = full.tokens + tokens[-4:].tolist(), full.types + [int(family != "gemma3")] * 4
+        full.tokens, full.types = (
+            full.tokens + tokens[-4:].tolist(),
+            full.types + [int(family not in ("gemma3", *QWEN))] * 4,
+        )
         logp = model(**collate([full])).logits[0, -5:-1].log_softmax(-1)
         tools.assert_close(logp.gather(1, tokens[-4:, None]).sum(), score, atol=1e-4)
 
@@ -168,11 +174,11 @@ def test_segments(tools):
 
 def test_refusals(tools):
     size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
-    config = Qwen2_5_VLConfig(text_config=size, vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2})
+    config = Qwen3VLConfig(text_config=size, vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2})
     with torch.device("meta"):
-        packed = Qwen2_5_VLForConditionalGeneration(config)
-    with pytest.raises(NoMatchingPeftModuleError, match=r"cannot tune Qwen2_5_VL\w+ \(qwen2_5_vl\): its vision tower"):
-        get_peft_model(packed, M2PTConfig())
+        deep = Qwen3VLForConditionalGeneration(config)
+    with pytest.raises(NoMatchingPeftModuleError, match=r"cannot tune Qwen3VL\w+ \(qwen3_vl\): inner layers of its"):
+        get_peft_model(deep, M2PTConfig())
     model, batch = tools.tuned(make_host("llava_onevision")), collate(make_rows("llava_onevision"))
     with pytest.raises(ValueError, match="leave videos out"):
         model(**batch, pixel_values_videos=torch.zeros(1, 1, 3, 24, 24))
