@@ -12,7 +12,7 @@ from app import export
 from mmpt import figures
 from mmpt.backbones import ASSETS
 from mmpt.experiments import ABLATIONS, BUDGETS, rows_of
-from mmpt.table import AVERAGE, figure, suites_of, summarise
+from mmpt.table import AVERAGE, TUNING, figure, suites_of, summarise
 
 RESULTS = ASSETS / "results"
 TASKS = "tuning tasks, per cent right"
@@ -30,7 +30,8 @@ def tables(folder: Path = RESULTS) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
             ]
             if len(rows) > 1:  # an ablation shares M²PT's own row with the main table
                 summaries = [summarise(*row) for row in rows]
-                found[f"{name} ({budget} budget)"] = cells(summaries), figure(summaries)
+                label = name if name == budget else f"{name} ({budget} budget)"
+                found[label] = cells(summaries), figure(summaries)
     files = sorted(folder.glob("tasks-*.json"))
     if files:
         results = {file.stem.removeprefix("tasks-"): json.loads(file.read_text()) for file in files}
@@ -41,7 +42,7 @@ def tables(folder: Path = RESULTS) -> dict[str, tuple[pd.DataFrame, go.Figure]]:
 def cells(summaries: list[dict]) -> pd.DataFrame:
     """A row a method: parameters, speed and each suite's figure."""
     names = {"method": "Method", "seeds": "seeds", "tuned": "tuned", "share": "tuned, %", "questions_s": "questions/s",
-             "peak_mib": "peak MiB", "tasks": "tuning tasks", AVERAGE: AVERAGE}  # fmt: skip
+             "peak_mib": "peak MiB", "tasks": TUNING, AVERAGE: AVERAGE}  # fmt: skip
     names |= {name: name for name in suites_of(summaries)}
     frame = pd.DataFrame([{shown: row.get(key) for key, shown in names.items()} for row in summaries])
     return frame.dropna(axis=1, how="all").round(2)

@@ -46,6 +46,7 @@ class Budget:
 BUDGETS = {
     "full": Budget("full", 150, 4, 4, (0, 1, 2), (1 / 3, 1.0, 3.0), 100, 8),
     "quick": Budget("quick", 40, 4, 4, (0,), (1.0,), 20, 8),
+    "mpt4lm": Budget("mpt4lm", 240, 8, 4, (0,), (1.0,), 20, 8),  # it begins to look after some 60 steps of 8
 }
 
 
@@ -79,6 +80,7 @@ QUICK = tuple(experiment for experiment in MAIN if experiment.name in ("align", 
 _NO_VISUAL = {"num_visual_prompts": 0, "tune_projector": False}
 _NO_WORDS = {"init_token_ids": None, "init_text": None}
 _NO_TEXTUAL = {"num_textual_prompts": 0, "init": "xavier_uniform"} | _NO_WORDS
+_ONE_KIND = ("background",)  # that MPT4LM learns to look for within minutes
 _CYCLED = {"init": "vocabulary"}  # any number of prompts may start from the same words
 
 
@@ -137,7 +139,7 @@ ABLATIONS: dict[str, tuple[Experiment, ...]] = {
         Experiment("m2pt-carry", "before instruction, carry", "m2pt-carry"),
     ),
     "mpt4lm": tuple(
-        Experiment(f"mpt4lm-{label.replace(' ', '-')}", label, "mpt4lm", fields, suites="mpt4lm")
+        Experiment(f"mpt4lm-{label.replace(' ', '-')}", label, "mpt4lm", fields, suites="mpt4lm", tasks=_ONE_KIND)
         for label, fields in [
             ("all", {}),
             ("no cross-attention", {"num_visual_prompts": 0}),
@@ -147,7 +149,8 @@ ABLATIONS: dict[str, tuple[Experiment, ...]] = {
             *((f"rank {rank}", {"adapter_rank": rank}) for rank in (2, 32)),
             *((f"{m} visual prompts", {"num_visual_prompts": m}) for m in (4, 32)),
         ]
-    ),
+    )
+    + (Experiment("mpt4lm-m2pt", "M²PT, after stage 1", "m2pt", suites="mpt4lm", tasks=_ONE_KIND),),
 }
 
 

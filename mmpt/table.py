@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -14,6 +15,7 @@ from mmpt.files import write_whole
 from mmpt.suites import SUITES
 
 AVERAGE = "Average"  # the paper's: all columns but MME
+TUNING = "tuning tasks"
 
 
 def summarise(experiment: Experiment, results: list[dict]) -> dict:
@@ -63,7 +65,7 @@ def suites_of(rows: list[dict]) -> list[str]:
 
 def markdown(rows: list[dict]) -> str:
     """The table with one line a method and its 95 % intervals, and the chance level as the last line."""
-    columns = {"tuning tasks": "tasks"} if any("tasks" in row for row in rows) else {}
+    columns = {TUNING: "tasks"} if any("tasks" in row for row in rows) else {}
     columns |= {"Average": AVERAGE} | {f"*{name}*": name for name in suites_of(rows)}
     head = ["Method", "tuned", "questions/s", "peak MiB", *columns]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
@@ -98,14 +100,16 @@ def to_csv(rows: list[dict]) -> str:
 
 def figure(rows: list[dict]) -> go.Figure:
     """A panel a suite: each method's figure with its 95 % interval, and what the best fixed answer gets."""
-    names = [AVERAGE, *suites_of(rows)]
-    panels = make_subplots(rows=3, cols=3, subplot_titles=names, shared_yaxes=True, vertical_spacing=0.16)
+    tuned = {TUNING: "tasks"} if all("tasks" in row for row in rows) else {}
+    names = tuned | {name: name for name in (AVERAGE, *suites_of(rows))}
+    deep = math.ceil(len(names) / 3)
+    panels = make_subplots(rows=deep, cols=3, subplot_titles=[*names], shared_yaxes=True, vertical_spacing=0.48 / deep)
     methods = [row["method"] for row in rows]
-    for i, name in enumerate(names):
+    for i, name in enumerate(names.values()):
         at = {"row": i // 3 + 1, "col": i % 3 + 1}
         values = [row[name] for row in rows]
         bars = None
-        if name != AVERAGE:
+        if f"{name} low" in rows[0]:
             bars = {
                 "type": "data",
                 "symmetric": False,
@@ -120,9 +124,14 @@ def figure(rows: list[dict]) -> go.Figure:
         )
         panels.add_vline(rows[0][f"{name} chance"], line={"dash": "dot", "color": COLOURS["question"]}, **at)
     panels.update_yaxes(autorange="reversed")
-    note = "95 % intervals over questions; dotted: the best fixed answer"
+    note = "95 % intervals over questions; dotted: the best fixed answer" + (
+        ", or a guess without looking" if tuned else ""
+    )
     return titled(
-        panels.update_layout(showlegend=False), "What each method scores, zero-shot", note, 340 + 66 * len(rows)
+        panels.update_layout(showlegend=False),
+        "What each method scores, zero-shot",
+        note,
+        100 + deep * (80 + 22 * len(rows)),
     )
 
 

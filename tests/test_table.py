@@ -78,9 +78,10 @@ def test_csv_holds_every_number(rows):
 
 def test_figure(rows):
     traces = figure(rows).data
-    assert len(traces) == 1 + len(TOGETHER["mini"])
-    assert list(traces[0].x) == [20.0, 52.0] and list(traces[1].x) == [40.0, 65.0]
-    assert list(traces[1].error_x.array) == [6.0, 6.0] and list(traces[1].error_x.arrayminus) == [4.0, 4.0]
+    assert len(traces) == 2 + len(TOGETHER["mini"])
+    assert list(traces[0].x) == [21.0, 53.0] and list(traces[1].x) == [20.0, 52.0]
+    assert list(traces[2].x) == [40.0, 65.0] and traces[1].error_x.array is None
+    assert list(traces[2].error_x.array) == [6.0, 6.0] and list(traces[2].error_x.arrayminus) == [4.0, 4.0]
 
 
 def test_files(rows, tmp_path):
