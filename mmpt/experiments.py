@@ -190,7 +190,7 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
 
     Returns:
         dict with experiment, seed, factor (of the learning rates), budget, base_parameters (LLM and vision encoder:
-        what the share of tuned ones is of), tuning (what `training.json` says), tasks (what `evaluate(…, "tasks")`
+        what the share of tuned ones is of), tuning (what `tune` says), tasks (what `evaluate(…, "tasks")`
         says of those that were tuned) and suites (what `evaluate(…, experiment.suites)` says).
 
     Raises:
@@ -262,7 +262,7 @@ def _measure(experiment, seed, factor, budget, work, suites):
 
 
 def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Budget, folder: Path) -> dict:
-    """Tune `backbone` as the experiment says; returns what `training.json` says of it."""
+    """Tune `backbone` as the experiment says; returns what `training.json` says, and losses, means of ten steps."""
     from mmpt.train import TrainConfig, train
 
     method = METHODS[experiment.method]
@@ -283,4 +283,5 @@ def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Bud
     if experiment.fields:
         configuration = replace(configuration, **experiment.fields)
     train(backbone, configuration, config)
-    return json.loads((folder / "training.json").read_text())
+    losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+    return json.loads((folder / "training.json").read_text()) | {"losses": losses}

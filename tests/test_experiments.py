@@ -71,6 +71,7 @@ def test_tuning_follows_the_budget(tmp_path):
     assert (config["steps"], config["pictures"], config["turns"], config["seed"]) == (2, 2, 2, 3)
     assert config["scenes"] == 2 and config["lr"] == 0.5 * METHODS["lora"].rates["lr"]
     assert record["questions"] == 8 and record["peak_mib"] > 100
+    assert record["losses"] == [record["final_loss"]]  # logged every ten steps, and at the end
     assert tune(tiny_backbone(), row, 3, 0.5, SMALL, tmp_path / "run") == record  # finished: not tuned again
 
 
