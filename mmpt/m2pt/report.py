@@ -58,6 +58,8 @@ def parameter_report(model: nn.Module, config: M2PTConfig) -> ParameterReport:
     parts = [backbone.llm, backbone.tower] + ([] if head is None else [head])
     # A tied head is the embedding over again, so count each tensor once.
     weights = {id(p): p.numel() for part in parts for p in part.parameters()}
+    for parameter in projector.parameters():  # which may stand inside the tower
+        weights.pop(id(parameter), None)
     return ParameterReport(
         visual_prompts=len(backbone.visual_layers(config)) * config.num_visual_prompts * backbone.visual_width,
         textual_prompts=len(backbone.textual_layers(config)) * config.num_textual_prompts * backbone.textual_width,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tiny_hosts import make_host
 from torch import nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -87,3 +88,11 @@ def test_meta_injection(llava_7b):
     model = get_peft_model(llava_7b, M2PTConfig())
     assert model.get_nb_trainable_parameters()[0] == parameter_report(model, M2PTConfig()).total
     model.unload()
+
+
+def test_a_projector_inside_the_tower_is_none_of_the_base():
+    host = make_host("qwen2_5_vl")
+    merger = sum(p.numel() for p in host.model.visual.merger.parameters())
+    report = parameter_report(host, M2PTConfig(num_textual_prompts=3, num_visual_prompts=2))
+    assert report.projector == merger and report.base == sum(p.numel() for p in host.parameters()) - merger
+    assert (report.visual_prompts, report.textual_prompts) == (3 * 2 * 32, 3 * 3 * 48)
