@@ -23,7 +23,7 @@ lab: $(READY) ## Open JupyterLab
 notebooks: $(READY) ## Run all notebooks and write them as pages, with an index, to runs/notebooks
 	$(RUN) -m mmpt.notebooks runs/notebooks
 
-table: $(READY) ## Measure what is missing of the table of methods: days; TABLE=--quick: three rows in minutes
+table: $(READY) ## Measure what is missing of the table of methods: hours; TABLE=--quick: three rows in minutes
 	$(RUN) -m mmpt table $(TABLE)
 
 test: $(READY) ## Lint and unit tests (seconds each, no network)
