@@ -6,7 +6,9 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 from helpers import byte_tokenizer
+from packaging.version import Version
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
@@ -117,6 +119,8 @@ def projector_of(model):
 
 def make_host(family):
     """A fresh copy."""
+    if family == "smolvlm" and Version(transformers.__version__) < Version("5.21"):
+        pytest.skip("before, transformers counted SmolVLM's tokens by its configuration")
     return deepcopy(_host(family))
 
 
@@ -252,6 +256,7 @@ NEEDED = {  # by processors that read videos too
 
 def backbone_of(family):
     """The tiny model with a processor of its family, one token a byte; skips the test where that cannot be made."""
+    make_host(family)
     for package in NEEDED.get(family, ()):
         pytest.importorskip(package, reason="this family's processor needs it")
     marks = MARKS[family][family in QWEN :]

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import torch
+import transformers
+from packaging.version import Version
 from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 from torch import Tensor, nn
 from transformers import GenerationMixin
@@ -156,8 +158,13 @@ def find_backbone(model: nn.Module) -> Backbone:
             f"M2PT tunes models of the families {names}, and {type(model).__name__} holds none: pass one of them, "
             "such as a LlavaForConditionalGeneration."
         )
+    if Version(transformers.__version__) < Version(family.since):
+        raise NoMatchingPeftModuleError(
+            f"M2PT tunes {family.name} with transformers {family.since} or newer, which needs Python 3.11, and "
+            f"{transformers.__version__} is installed: install it, or take another family."
+        )
     tower, layers = getattr(host, family.tower), getattr(host.config, "vision_feature_layer", -1)
-    depth = tower.config.num_hidden_layers
+    depth = getattr(tower.config, "num_hidden_layers", None) or tower.config.depth
     lists = (m for m in tower.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
     visual_blocks = next(lists, None)
     if visual_blocks is None:

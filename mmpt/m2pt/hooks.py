@@ -49,7 +49,8 @@ class Hooks:
         b = self.layer.backbone
         add = self._handles.append
         kind = packed if b.family.packed else tower
-        add(b.tower.register_forward_pre_hook(partial(kind.before_tower, self.layer), with_kwargs=True))
+        if b.family.packed:
+            add(b.tower.register_forward_pre_hook(partial(packed.before_tower, self.layer), with_kwargs=True))
         add(b.tower.register_forward_hook(partial(kind.after_tower, self.layer), with_kwargs=True))
         for i, block in enumerate(b.visual_blocks):
             add(block.register_forward_pre_hook(partial(kind.before_block, self.layer, i), with_kwargs=True))

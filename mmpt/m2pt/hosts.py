@@ -85,6 +85,7 @@ class Family:
         masks: makes the attention mask as the host does.
         image_type: token_type_ids of image placeholders, where the host has such.
         first_position: of a row's first token.
+        since: the version of transformers from which it takes pictures of more tokens than its configuration says.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Family:
     masks: Callable = create_masks_for_generate
     image_type: int = 0
     first_position: int = 0
+    since: str = "5.20"
 
 
 _QWEN = {
@@ -116,7 +118,7 @@ FAMILIES = (
     Family("LLaVA-NeXT", LlavaNextModel, crops=_packed_crops),
     Family("LLaVA-OneVision", LlavaOnevisionModel, crops=_packed_crops),
     Family("InternVL", InternVLModel, project=_as_shuffled_cells, normed=True),
-    Family("SmolVLM", SmolVLMModel, **_IDEFICS, normed=True),
+    Family("SmolVLM", SmolVLMModel, **_IDEFICS, normed=True, since="5.21"),
     Family("Idefics3", Idefics3Model, **_IDEFICS, normed=True),
     Family(
         "PaliGemma",

@@ -4,7 +4,7 @@ Shapes: B pictures or crops, P prompts, N patches, n features of one run of plac
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 from types import MethodType
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from mmpt.m2pt.backbone import feature_depths
 from mmpt.m2pt.slots import SLOTS
 
 if TYPE_CHECKING:
@@ -59,9 +60,11 @@ class ImageFeatures:
         if layer.active is None:
             return self.original(*args, **kwargs)
         settings, host = layer.settings[layer.active], layer.backbone.host
+        given = self.__signature__.bind(*args, **kwargs).arguments
+        self._check_layers(given.get("vision_feature_layer"))
         output = self.original(*args, **kwargs | {"return_dict": True})
         runs = features = output.pooler_output
-        crops = family.crops and family.crops(host, self.__signature__.bind(*args, **kwargs).arguments)
+        crops = family.crops and family.crops(host, given)
         if not crops and not isinstance(features, Tensor):  # the host may have joined the runs of a row
             runs = torch.cat(list(features)).unflatten(0, (len(output.last_hidden_state), -1))
         if settings.extra_tokens:
@@ -71,6 +74,15 @@ class ImageFeatures:
             runs = [torch.cat([s.to(run), run]) for s, run in zip(slots, runs, strict=True)]
         output.pooler_output = torch.stack(list(runs)) if isinstance(features, Tensor) else list(runs)
         return output
+
+    def _check_layers(self, layers: int | Sequence[int] | None) -> None:
+        backbone = self.layer.backbone
+        if layers is not None and feature_depths(layers, len(backbone.visual_blocks)) != backbone.reach:
+            raise ValueError(
+                f"vision_feature_layer={layers!r} differs from the model's "
+                f"{backbone.host.config.vision_feature_layer!r}, for which the adapter was made: leave it out, or "
+                "disable the adapter."
+            )
 
     def _projected(self, output: ModelOutput) -> Tensor:
         """(B, P, D_text)"""

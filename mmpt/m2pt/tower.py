@@ -10,22 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import ModelOutput
 
-from mmpt.m2pt.backbone import feature_depths
 from mmpt.m2pt.slots import SLOTS
 
 if TYPE_CHECKING:
     from mmpt.m2pt.layer import M2PTLayer
-
-
-def before_tower(layer: "M2PTLayer", tower: nn.Module, args: tuple, kwargs: dict) -> None:
-    layers, b = kwargs.get("output_hidden_states"), layer.backbone
-    if layer.active is None or layers is None or isinstance(layers, bool):
-        return
-    if feature_depths(layers, len(b.visual_blocks)) != b.reach:
-        raise ValueError(
-            f"vision_feature_layer={layers!r} differs from the model's {b.host.config.vision_feature_layer!r}, "
-            "for which the adapter was made: leave it out, or disable the adapter."
-        )
 
 
 def before_block(layer: "M2PTLayer", i: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple | None:

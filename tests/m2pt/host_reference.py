@@ -6,6 +6,8 @@ itself: the host's own connector is given a whole grid of it.
 """
 
 import torch
+import transformers
+from packaging.version import Version
 
 
 def tower(model, pixels, prompts, config, shown=None):
@@ -182,4 +184,5 @@ def language(model, config, tokens, runs, prompts, blocks, grids=None):
         left, slots, right = out[:at], out[at : at + len(slots)], out[at + len(slots) :]
     logits = model.lm_head(lm.norm(torch.cat([left, right])[torch.tensor(given)]))
     cap = getattr(lm.config, "final_logit_softcapping", None)
-    return cap * torch.tanh(logits / cap) if cap and paligemma else logits
+    capped = cap and paligemma and Version(transformers.__version__) >= Version("5.21")  # before, the host forgot it
+    return cap * torch.tanh(logits / cap) if capped else logits

@@ -172,6 +172,16 @@ def test_segments(tools):
         assert (kinds == 3).sum() == row.tokens.count(IMAGE)
 
 
+def test_a_family_that_needs_a_newer_transformers(monkeypatch):
+    host = make_host("smolvlm")
+    monkeypatch.setattr("transformers.__version__", "5.20.2")
+    with pytest.raises(
+        NoMatchingPeftModuleError, match="tunes SmolVLM with transformers 5.21 or newer"
+    ):
+        get_peft_model(host, M2PTConfig())
+    assert get_peft_model(make_host("idefics3"), M2PTConfig())
+
+
 def test_refusals(tools):
     size = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, vocab_size=50)
     config = Qwen3VLConfig(text_config=size, vision_config={"depth": 1, "hidden_size": 16, "num_heads": 2})
