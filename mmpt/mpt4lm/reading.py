@@ -44,6 +44,6 @@ def read_text(backbone, images, questions) -> Reading:
     inputs = host.llm_inputs(dict(batch))
     encoded = {"encoder_outputs": host.get_encoder()(**inputs), "attention_mask": inputs["attention_mask"]}
     start = torch.full_like(batch["input_ids"][:, :1], model.generation_config.decoder_start_token_id)
-    reading = DecoderReading(backbone, None, start[:, :0], None, encoded)
+    reading = DecoderReading(backbone, None, start[:, :0], None, encoded=encoded)
     reading.logits = reading.ahead(start)[:, -1]
     return reading
