@@ -248,7 +248,7 @@ def _measure(experiment, seed, factor, budget, work, suites):
     whole = experiment.method == "full"
     if experiment.method:
         folder = Path(work) / f"{experiment.name}-s{seed}-x{factor:g}"
-        tuning = tune(backbone, experiment, seed, factor, budget, folder)
+        tuning = tune(backbone, experiment, seed, factor, budget, folder, "auto")
         # Tuned in 16 bits where those are quicker, it is asked in 32, as by anybody who loads it.
         backbone = mmpt.load(folder if whole else "tiny", adapter=None if whole else folder)
     each = budget.validation if "all" in experiment.tasks else budget.validation * len(TASKS) // len(experiment.tasks)
@@ -261,7 +261,9 @@ def _measure(experiment, seed, factor, budget, work, suites):
     return result
 
 
-def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Budget, folder: Path) -> dict:
+def tune(
+    backbone, experiment: Experiment, seed: int, factor: float, budget: Budget, folder: Path, precision=None
+) -> dict:
     """Tune `backbone` as the experiment says; returns what `training.json` says, and losses, means of ten steps."""
     from mmpt.train import TrainConfig, train
 
@@ -275,7 +277,7 @@ def tune(backbone, experiment: Experiment, seed: int, factor: float, budget: Bud
         seed=seed,
         scenes=None if experiment.share == 1 else max(1, round(experiment.share * pictures)),
         tasks=None if experiment.tasks == ("all",) else experiment.tasks,
-        precision="auto",
+        precision=precision,
         resume=True,
         **{name: factor * rate for name, rate in method.rates.items()},
     )
