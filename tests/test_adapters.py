@@ -41,7 +41,7 @@ def test_one_model_serves_both_adapters_and_the_base(tuned, tiny):
         assert answers[name] != plain
 
 
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize("name", (*ADAPTERS, "mpt4lm"))
 def test_measured_results_are_shipped(name):
     results = ASSETS / "results"
     before = json.loads((results / "tasks-none.json").read_text())["figures"]
@@ -51,7 +51,7 @@ def test_measured_results_are_shipped(name):
     assert record["questions"] > 0 and record["seconds"] > 0
 
 
-@pytest.mark.parametrize("home, adapter", [("tiny", "mpt4lm-background"), ("tiny-t5", "mpt4lm-t5")])
+@pytest.mark.parametrize("home, adapter", [("tiny", "mpt4lm"), ("tiny", "mpt4lm-background"), ("tiny-t5", "mpt4lm-t5")])
 def test_a_text_only_llm_sees_colours(home, adapter):
     """Right about its own picture, and no better than a guess about a picture that it is not shown."""
     backbone = mmpt.load(home, adapter=adapter)

@@ -58,7 +58,7 @@ def test_shipped_adapters_are_offered_on_their_own_backbone_only():
     backbone = helpers.tiny_backbone()
     backbone.name = "tiny"
     offered = [name for _, name in Studio(backbone).choices()]
-    assert offered == ["none", "m2pt", "m2pt-carry", "mpt4lm-background"]
+    assert offered == ["none", "m2pt", "m2pt-carry", "mpt4lm", "mpt4lm-background"]
     backbone.name = "another"
     assert Studio(backbone).choices() == [("untouched model", "none")]
 
