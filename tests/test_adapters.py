@@ -51,7 +51,9 @@ def test_measured_results_are_shipped(name):
     assert record["questions"] > 0 and record["seconds"] > 0
 
 
-@pytest.mark.parametrize("home, adapter", [("tiny", "mpt4lm"), ("tiny", "mpt4lm-background"), ("tiny-t5", "mpt4lm-t5")])
+@pytest.mark.parametrize(
+    "home, adapter", [("tiny", "mpt4lm"), ("tiny", "mpt4lm-background"), ("tiny-t5", "mpt4lm-t5")]
+)
 def test_a_text_only_llm_sees_colours(home, adapter):
     """Right about its own picture, and no better than a guess about a picture that it is not shown."""
     backbone = mmpt.load(home, adapter=adapter)
