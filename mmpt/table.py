@@ -129,7 +129,7 @@ def figure(rows: list[dict]) -> go.Figure:
     )
     return titled(
         panels.update_layout(showlegend=False),
-        "What each method scores, zero-shot",
+        "What each method scores",
         note,
         100 + deep * (80 + 22 * len(rows)),
     )

@@ -110,6 +110,7 @@ _QWEN = {
     "packed": True,
     "project": _as_merged_cells,
     "crops": _one_each,
+    "normed": True,
 }
 _IDEFICS = {"tower": "vision_model", "projector": "connector", "llm": "text_model", "project": _as_connected_cells}
 
@@ -135,8 +136,8 @@ FAMILIES = (
         masks=Gemma3ForConditionalGeneration.create_masks_for_generate,
         image_type=1,
     ),
-    Family("Qwen2-VL", Qwen2VLModel, **_QWEN, width="embed_dim", normed=True),
-    Family("Qwen2.5-VL", Qwen2_5_VLModel, **_QWEN, normed=True),
+    Family("Qwen2-VL", Qwen2VLModel, **_QWEN, width="embed_dim"),
+    Family("Qwen2.5-VL", Qwen2_5_VLModel, **_QWEN),
 )
 
 REFUSED = {  # model_type: why
