@@ -45,7 +45,7 @@ def cells(summaries: list[dict]) -> pd.DataFrame:
              "peak_mib": "peak MiB", "tasks": TUNING, AVERAGE: AVERAGE}  # fmt: skip
     names |= {name: name for name in suites_of(summaries)}
     frame = pd.DataFrame([{shown: row.get(key) for key, shown in names.items()} for row in summaries])
-    return frame.dropna(axis=1, how="all").round(2)
+    return frame.dropna(axis=1, how="all").round({name: 4 if name == "tuned, %" else 2 for name in frame})
 
 
 def tasks(results: dict[str, dict]) -> tuple[pd.DataFrame, go.Figure]:

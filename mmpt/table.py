@@ -70,7 +70,7 @@ def markdown(rows: list[dict]) -> str:
     head = ["Method", "tuned", "questions/s", "peak MiB", *columns]
     lines = [head, ["---", *["--:"] * (len(head) - 1)]]
     for row in rows:
-        tuned = f"{row['tuned']:,} ({row['share']:.2f} %)" if "tuned" in row else "–"
+        tuned = f"{row['tuned']:,} ({row['share']:.3g} %)" if "tuned" in row else "–"
         speed, peak = (
             f"{row[key]:.{digits}f}" if key in row else "–" for key, digits in (("questions_s", 1), ("peak_mib", 0))
         )

@@ -64,7 +64,7 @@ def test_markdown(rows):
     assert len({len(line) for line in lines}) == 1
     head, _, align, m2pt, chance = (dict(zip(lines[0], line)) for line in lines)
     assert align["tuned"] == "–" and align["*mini-pope*"] == "40.0 [36, 46]" and align["Average"] == "**20.0**"
-    assert m2pt["tuned"] == "9 (0.90 %)" and m2pt["Average"] == "**52.0** ± 2.8" and m2pt["questions/s"] == "5.0"
+    assert m2pt["tuned"] == "9 (0.9 %)" and m2pt["Average"] == "**52.0** ± 2.8" and m2pt["questions/s"] == "5.0"
     assert align["tuning tasks"] == "21.0" and chance["tuning tasks"] == "27.0"
     assert chance["Method"] == "best fixed answer" and chance["Average"] == "25.0" and chance["*mini-vsr*"] == "30.0"
 
