@@ -13,7 +13,9 @@ def serve(args):
     from app.page import build, launch
     from app.state import NONE, Studio
 
-    studio = Studio(mmpt.load(args.backbone), [adapter for adapter in args.adapter or ["m2pt"] if adapter != NONE])
+    adapters = args.adapter or ["m2pt"] * (args.backbone == "tiny")  # the shipped ones are for the embedded model
+    backbone = mmpt.load(args.backbone, quantize=args.quantize)
+    studio = Studio(backbone, [adapter for adapter in adapters if adapter != NONE])
     with studio.asking.loaded(*studio.folders):  # a wrong one is told now
         page = build(studio)
     try:
@@ -28,8 +30,11 @@ def main(argv=None) -> int:
         prog="app", description="Ask a model about a picture, before and after tuning, and look inside."
     )
     parser.add_argument("--backbone", default="tiny", help='"tiny", a folder or a hub id (default: tiny)')
+    parser.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
     parser.add_argument(
-        "--adapter", action="append", help='shipped name, folder or "none" (default: m2pt); may be given several times'
+        "--adapter",
+        action="append",
+        help='shipped name, folder or "none" (default: m2pt on tiny, else none); may be given several times',
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, help="default: the first free one from 7860")

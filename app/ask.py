@@ -89,16 +89,20 @@ def ask(studio: Studio, picture: str | None, question: str | None, left: str, ri
         yield alert(error), "", "", gr.skip()
 
 
-@told(3)
 def rate(studio: Studio, asked: Asked | None, picture: str | None, question: str | None, left: str, right: str):
-    """(two {answer: probability}, both by adapter): the answers and their runners-up, under either model.
+    """(message, two {answer: probability}, both by adapter): the answers and their runners-up, under either model.
 
-    Beside another model one tuned with MPT4LM rates its own answers only. Empty where another question has been put
-    meanwhile.
+    Beside another model one tuned with MPT4LM rates its own answers only. Empty where there is no answer to this
+    question, or another one has been put meanwhile; what was said about that stays.
     """
-    now = picture, question.strip(), {left, right}
+    now = picture, (question or "").strip(), {left, right}
     if asked is None or now != (asked.picture, asked.question, {*asked.answers}):
-        return None, None, {}
+        return gr.skip(), None, None, {}
+    return _ratings(studio, asked, left, right)
+
+
+@told(3)
+def _ratings(studio, asked, left, right):
     alike = studio.text_only(left) == studio.text_only(right)
     found, lane = [], studio.looking
     with lane.loaded(left, right):

@@ -99,8 +99,7 @@ def offer(studio: Studio, asked: Asked | None, adapter: str | None):
     """(targets, the answer's tokens to click) for the last answer."""
     answer = answer_of(asked, adapter)
     with studio.looking.use(adapter) as backbone:
-        tokenizer = backbone.processor.tokenizer
-        tokens = [tokenizer.decode([i]) for i in tokenizer(answer)["input_ids"]]
+        tokens = [backbone.processor.tokenizer.decode([i]) for i in backbone.answer_tokens(answer)[:-1]]
     tokens.append("(end)")
     choices = [(ANSWER, ANSWER)] + [(f"token {i + 1}: {text!r}", i) for i, text in enumerate(tokens)]
     if len(asked.answers) > 1:

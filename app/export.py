@@ -1,12 +1,12 @@
 """Files to take along: every figure as HTML or PNG, the answers as JSON."""
 
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from itertools import count
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import gradio as gr
 import plotly.io
@@ -16,13 +16,13 @@ from mmpt import figures
 from mmpt.errors import InputError
 
 SECONDS = 120  # that a file is kept; Gradio copies it at once
+_folder = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # gone with the app
 _names = count()
 
 
 def new_file(name: str) -> Path:
     """A path for a file of that name; those of some minutes ago are removed."""
-    folder = Path(tempfile.gettempdir()) / "mmpt-app"
-    folder.mkdir(exist_ok=True)
+    folder = Path(_folder.name)
     for old in folder.glob("*/*"):
         if old.is_file() and time.time() - old.stat().st_mtime > SECONDS:
             old.unlink(missing_ok=True)

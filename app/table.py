@@ -51,11 +51,12 @@ def cells(summaries: list[dict]) -> pd.DataFrame:
 def tasks(results: dict[str, dict]) -> tuple[pd.DataFrame, go.Figure]:
     """A row a task, a column a model, and what the best guess without the picture gets."""
     first = next(iter(results.values()))
-    columns = {name: result["figures"] for name, result in results.items()} | {"best guess": first["chance"]}
+    columns = {f"{name} ({result['n']:,})": result["figures"] for name, result in results.items()}
+    columns |= {"best guess": first["chance"]}
     frame = pd.DataFrame(columns).rename_axis("task").reset_index()
     values = torch.tensor(frame[list(columns)].to_numpy())
     text = [[f"{value:.0f}" for value in row] for row in values.tolist()]
-    note = f"{first['n']} fresh questions; “best guess”: the best that one can do without the picture."
+    note = "In brackets: how many fresh questions. “Best guess”: the best that one can do without the picture."
     plot = figures.matrix(
         values, list(frame["task"]), list(columns), "Right answers, task by task", note, "%", text=text
     )

@@ -149,6 +149,8 @@ def bench(args):
         return
     if args.quantize:
         raise InputError("--quantize goes with --fit GIB only: what is timed is held to the frozen model as it is.")
+    if args.growth and not args.growth.lower().endswith((".html", ".png")):
+        raise InputError(f"--growth is {args.growth}; end it in .html or .png.")
     for file in filter(None, (args.json, args.growth)):
         check_writable(file)
     work = BASE if args.growth else QUICK if args.quick else FULL
@@ -183,26 +185,29 @@ def scenes(args):
 def _load(args):
     import mmpt
 
-    adapter = None if args.adapter == "none" else args.adapter
-    return mmpt.load(args.backbone, adapter=adapter, quantize=args.quantize)
+    if args.adapter is None:  # the shipped ones are for the embedded model
+        args.adapter = "m2pt" if args.backbone == "tiny" else "none"
+    return mmpt.load(args.backbone, adapter=None if args.adapter == "none" else args.adapter, quantize=args.quantize)
 
 
 def parser():
     parser = argparse.ArgumentParser(prog="mmpt", description="Multimodal prompt tuning: ask, tune, measure.")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    def command(run, help, *, adapter=None):
+    def command(run, help):
         sub = commands.add_parser(run.__name__, help=help, description=help)
         sub.set_defaults(run=run)
         if run not in (push, scenes, score, table):
             names = '"tiny", "tiny-t5" (MPT4LM), a folder or a hub id (default: tiny)'
             sub.add_argument("--backbone", default="tiny", help=names)
             sub.add_argument("--quantize", choices=("4bit", "8bit"), help="bits of the LLM's weights")
-        if adapter:
-            sub.add_argument("--adapter", default=adapter, help=f'shipped name, folder or "none" (default: {adapter})')
+        if run in (ask, explain):
+            sub.add_argument("--adapter", help='shipped name, folder or "none" (default: m2pt on tiny, else none)')
+        if run is evaluate:
+            sub.add_argument("--adapter", default="none", help='shipped name, folder or "none" (default: none)')
         return sub
 
-    sub = command(ask, "Ask a question about a picture.", adapter="m2pt")
+    sub = command(ask, "Ask a question about a picture.")
     sub.add_argument("image", nargs="?")
     sub.add_argument("question", nargs="?")
     sub.add_argument("--json", action="store_true", help="print a JSON object")
@@ -250,14 +255,14 @@ def parser():
     sub.add_argument("--results", nargs="+", default=[], metavar="FILE", help="of evaluate --json, for the card")
     sub.add_argument("--licence", metavar="NAME", help="as the hub calls it (default: apache-2.0 on tiny, else open)")
 
-    sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.", adapter="none")
+    sub = command(evaluate, "Measure on fresh scenes, or on a benchmark itself.")
     sub.add_argument("--suite", required=True, help="base, tasks, mini, mpt4lm, one of their suites, or mme, pope, …")
     sub.add_argument("--data", metavar="FOLDER", help="copy of the benchmark (default: from the hub)")
     sub.add_argument("--tasks", nargs="+", default=["all"], metavar="TASK", help="of the suite tasks (default: all)")
     sub.add_argument("--limit", type=int, help="scenes (base), questions a task (tasks), a subtask or a split")
     sub.add_argument("--json", metavar="FILE")
 
-    sub = command(explain, "Show what an answer came from.", adapter="m2pt")
+    sub = command(explain, "Show what an answer came from.")
     sub.add_argument("image")
     sub.add_argument("question")
     sub.add_argument(

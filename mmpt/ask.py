@@ -65,13 +65,14 @@ def decode_picture(file: Path | BinaryIO, name) -> Image.Image:
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:
-    """A decoded copy as RGB, upright, on white; 16-bit greyscale is scaled to 8."""
+    """A decoded copy as RGB, upright, on white; 16-bit greyscale, and a float one up to 1, are scaled to 8."""
     picture.load()
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I") or picture.mode == "F":
-        low, high = picture.getextrema()
-        scale = 255 / (65535 if picture.mode.startswith("I;16") or high > 255 else 255)
-        return picture.convert("F").point(lambda value: value * scale).convert("L").convert("RGB")
+        mode, picture = picture.mode, (picture.convert("I") if ";" in picture.mode else picture).convert("F")
+        _, high = picture.getextrema()
+        white = 65535 if mode.startswith("I;16") or high > 255 else 1 if mode == "F" and high <= 1 else 255
+        return picture.point(lambda value: value * (255 / white)).convert("L").convert("RGB")
     if "A" in picture.getbands() or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

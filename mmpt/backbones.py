@@ -6,11 +6,14 @@ Notation: B rows, T tokens.
 import json
 import warnings
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoTokenizer,
@@ -26,6 +29,7 @@ from transformers import (
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
 from mmpt.errors import InputError
+from mmpt.files import read_json
 from mmpt.loading import BITS, default_dtype, load_pretrained
 from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
 from mmpt.tiny.vision import IMAGE_SIZE, MEAN, PATCH_SIZE, STD, vision_config
@@ -43,33 +47,43 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 
 @dataclass
 class Backbone:
-    """A model, its processor, and the few things everybody does with them."""
+    """A model, its processor, and the few things everybody does with them.
+
+    Attributes:
+        adapters: the folders of those that were added, by name.
+    """
 
     name: str
     model: PreTrainedModel | PeftModel
     processor: ProcessorMixin
+    adapters: dict[str, Path] = field(default_factory=dict, repr=False)
 
     def add_adapter(self, adapter: str | Path) -> str:
         """Load a shipped adapter ("m2pt", "m2pt-carry") or an adapter's folder; it becomes the active one.
 
+        Returns its name, which is the folder's, numbered where another folder's adapter has that name already.
+
         Raises:
             InputError: no such adapter, or one made for another backbone.
         """
-        folder = adapter_folder(adapter)
+        folder = adapter_folder(adapter).resolve()
         self._check_home(folder)
-        name = folder.name.replace(".", "_")
-        if isinstance(self.model, PeftModel):
-            if name not in self.model.peft_config:
-                self._loading(self.model.load_adapter, folder, adapter_name=name)
-            self.model.set_adapter(name)
-        else:
+        loaded = self.model.peft_config if isinstance(self.model, PeftModel) else {}
+        own = folder.name.replace(".", "_")
+        names = (own, *(f"{own}-{n}" for n in range(2, len(loaded) + 2)))
+        name = next(n for n in names if n not in loaded or self.adapters.get(n) == folder)
+        if not loaded:
             self.model = self._loading(PeftModel.from_pretrained, self.model, folder, adapter_name=name)
+        elif name not in loaded:
+            self._loading(self.model.load_adapter, folder, adapter_name=name)
+        self.adapters[name] = folder
+        self.model.set_adapter(name)
         self.model.eval()
         return name
 
     def _check_home(self, folder):
         """Widths and depths can agree by chance, so the name must too; the model's own part of it, not the path."""
-        home = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        home = adapter_settings(folder).get("base_model_name_or_path")
         if home and Path(home).name != Path(self.name).name:
             raise InputError(
                 f"The adapter in {folder} was tuned on {home!r}, and this backbone is {self.name!r}: load it on the "
@@ -88,6 +102,8 @@ class Backbone:
                 f"The adapter in {args[-1]} does not fit the backbone {self.name}: {reason} "
                 "Load it on the backbone that it was tuned on."
             ) from error
+        except SafetensorError as error:
+            raise InputError(f"The weights in {args[-1]} are damaged ({error}); copy or tune them again.") from error
 
     @contextmanager
     def use(self, adapter: str | None):
@@ -109,7 +125,32 @@ class Backbone:
         finally:
             self.model.set_adapter(before)
 
+    @cached_property
+    def _ending(self):
+        """The token that ends an answer, and what the chat template leaves to be added so that it does.
+
+        LLaVA-1.5's writes no such token; then it is the tokenizer's own.
+        """
+        tokenizer, known = self.processor.tokenizer, self.model.generation_config.eos_token_id
+        known = tokenizer.convert_ids_to_tokens(known if isinstance(known, list) else [known]) if known else []
+        behind = self._written([("?", "\0")], False).partition("\0")[2].lstrip()
+        end = next((end for end in known + [tokenizer.eos_token] if behind.startswith(end)), None)
+        return (end, "") if end else (tokenizer.eos_token, tokenizer.eos_token)
+
+    @cached_property
+    def _beginning(self):
+        """What the tokenizer writes before a text by itself."""
+        return self.processor.tokenizer.decode(self.processor.tokenizer("")["input_ids"][:1])
+
     def _chat(self, turns, add_generation_prompt):
+        """A conversation as it is written, each answer with what ends it."""
+        mark = self.processor.image_token
+        if any(mark in text for turn in turns for text in turn if text):
+            raise InputError(f"A question or answer holds {mark}, which stands for the picture; leave it out.")
+        _, added = self._ending
+        return self._written([(q, a if a is None else a + added) for q, a in turns], add_generation_prompt)
+
+    def _written(self, turns, add_generation_prompt):
         messages = []
         for i, (question, answer) in enumerate(turns):
             content = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question}]
@@ -121,7 +162,23 @@ class Backbone:
                 f"The processor of {self.name!r} has no chat template, so its questions cannot be written; set "
                 "backbone.processor.chat_template."
             )
-        return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+        text = self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
+        return text.removeprefix(self._beginning)  # which some templates write too
+
+    def answer_tokens(self, answer: str) -> list[int]:
+        """The token ids of an answer as it follows a question, with the one that ends it."""
+        text, [(start, end)] = self._spans([("?", answer)])
+        tokens = self.processor.tokenizer(text, return_offsets_mapping=True)
+        return [i for i, (a, b) in zip(tokens["input_ids"], tokens["offset_mapping"]) if a < end and b > start]
+
+    def _spans(self, turns):
+        """A conversation as it is written, and where in it each answer with its end begins and ends."""
+        text, (end, _), spans = self._chat(turns, False), self._ending, []
+        for i, (question, answer) in enumerate(turns):
+            start = len(commonprefix([text, self._chat([*turns[:i], (question, None)], True)]))
+            said = text.index(answer.strip(), start) + len(answer.strip())
+            spans.append((start, text.index(end, said) + len(end)))
+        return text, spans
 
     def question_text(self, question: str) -> str:
         """A question on a picture in the backbone's chat format, up to where the answer begins."""
@@ -134,7 +191,10 @@ class Backbone:
 
     def _processed(self, images, texts, side):
         images = [[image] for image in images]  # a list a row, which some processors insist on
-        return self.processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")
+        try:
+            return self.processor(images=images, text=texts, padding=True, padding_side=side, return_tensors="pt")
+        except ValueError as error:  # such as a picture too long and thin for Qwen
+            raise InputError(f"The processor of {self.name!r} cannot take this picture and text: {error}") from error
 
     def training_inputs(self, images, conversations) -> dict[str, torch.Tensor]:
         """One picture and one conversation, a list of (question, answer), a row; right padded.
@@ -142,18 +202,16 @@ class Backbone:
         Returns input_ids, attention_mask, labels (B, T) and pixel_values. Labels are -100 but on each answer and the
         token that ends it.
         """
-        texts = [self._chat(turns, False) for turns in conversations]
+        texts, spans = map(list, zip(*map(self._spans, conversations)))
         batch = self._processed(images, texts, "right")
         labels = torch.full_like(batch["input_ids"], -100)
-        tokenizer = self.processor.tokenizer
-        for row, turns in enumerate(conversations):
-            # The processor puts many tokens in the place of the picture's mark; the text around it is as written.
-            added = int(batch["attention_mask"][row].sum()) - len(tokenizer(texts[row])["input_ids"])
-            for i, (question, answer) in enumerate(turns):
-                prefix = self._chat([*turns[:i], (question, None)], True)
-                start = added + len(tokenizer(prefix)["input_ids"])  # with the token that begins a text, if any
-                end = start + len(tokenizer(answer, add_special_tokens=False)["input_ids"]) + 1
-                labels[row, start:end] = batch["input_ids"][row, start:end]
+        for row, text in enumerate(texts):
+            places = self.processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
+            # The processor puts many tokens in the place of the picture's mark; the text behind it is as written.
+            added = int(batch["attention_mask"][row].sum()) - len(places)
+            for i, (a, b) in enumerate(places, added):
+                if any(a < end and b > start for start, end in spans[row]):
+                    labels[row, i] = batch["input_ids"][row, i]
         return dict(batch.to(self.model.device)) | {"labels": labels.to(self.model.device)}
 
     @torch.inference_mode()
@@ -166,10 +224,18 @@ class Backbone:
 
 
 def adapter_folder(adapter: str | Path) -> Path:
-    """Folder of a shipped adapter's name or of a path."""
-    for folder in (ASSETS / "adapters" / adapter, Path(adapter)):
-        if (folder / "adapter_config.json").is_file():
-            return folder
+    """Folder of a shipped adapter's name, or of a path: anything that is no plain name, or that is not shipped.
+
+    Raises:
+        InputError: no such adapter; or a shipped one and a folder here both have the name.
+    """
+    here, shipped = Path(adapter), ASSETS / "adapters" / Path(adapter).name
+    plain = isinstance(adapter, str) and adapter == here.name
+    folders = [f for f in (shipped,) * plain + (here,) if (f / "adapter_config.json").is_file()]
+    if len({folder.resolve() for folder in folders}) > 1:
+        raise InputError(f"{adapter!r} is a shipped adapter and a folder here; give ./{adapter} for the folder.")
+    if folders:
+        return folders[0]
     shipped = sorted(p.parent.name for p in ASSETS.glob("adapters/*/adapter_config.json"))
     raise InputError(
         f"There is no adapter {str(adapter)!r}; give one of {', '.join(shipped) or '(none is shipped)'}, or a folder "
@@ -177,9 +243,16 @@ def adapter_folder(adapter: str | Path) -> Path:
     )
 
 
+def adapter_settings(folder: Path) -> dict:
+    """What an adapter's folder says of it; InputError where that is no JSON, or the weights are missing."""
+    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+        raise InputError(f"{folder} holds adapter_config.json, but no weights; copy adapter_model.safetensors too.")
+    return read_json(folder / "adapter_config.json", "an adapter's settings, as `python -m mmpt train` writes them")
+
+
 def method_of(adapter: str | Path) -> str | None:
     """PEFT's name of an adapter's method, such as "M2PT" or "LORA"."""
-    return json.loads((adapter_folder(adapter) / "adapter_config.json").read_text()).get("peft_type")
+    return adapter_settings(adapter_folder(adapter)).get("peft_type")
 
 
 def load(

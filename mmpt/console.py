@@ -20,6 +20,15 @@ def run(program: str, command: Callable, *args) -> int:
     except InputError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not be there
+            raise
+        print(
+            f"{program}: The GPU's memory is full. End what else runs there, hold the weights in fewer bits "
+            "(--quantize), or tune with fewer --pictures, more --accumulate or --gradient-checkpointing.",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as stop:
         print(f"{program}: {str(stop) or 'Stopped.'}", file=sys.stderr)
         return 130

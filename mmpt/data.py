@@ -54,7 +54,7 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
         files = sorted(source.glob("*.jsonl"))
         if len(files) != 1:
             raise InputError(f"{source} holds {len(files)} .jsonl files; give {_WANTED}.")
-        source, parse, rows = files[0], _line, read_text(files[0], _WANTED).splitlines()
+        source, parse, rows = files[0], _line, read_text(files[0], _WANTED).split("\n")
     elif source.suffix.lower() == ".json":
         parse, rows = _conversation, _objects(source)
     else:
@@ -62,10 +62,12 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
     beside = sorted(path for path in source.parent.iterdir() if path.is_dir())
     found, problems = {}, {}
     for number, row in enumerate(rows, 1):
+        if isinstance(row, str) and not row.strip():
+            continue
         try:
             image, conversation = parse(row)
             found[number] = _place(source.parent, beside, image), conversation
-        except InputError as error:
+        except (InputError, OSError, ValueError) as error:  # the latter of what cannot be a file's name
             problems[number] = str(error)
     broken = _broken({path for path, _ in found.values()})
     examples, said = [], {}
@@ -173,6 +175,9 @@ def _line(text):
     except json.JSONDecodeError:
         row = None
     image, question, answer = (field(row, name) for name in ("image", "question", "answer"))
+    question = _without_mark(question)
+    if not question:
+        raise InputError("a question or an answer is empty.")
     return image, [(question, answer)]
 
 
@@ -186,9 +191,14 @@ def _conversation(row):
     right = said and speakers == ["human", "gpt"] * (len(said) // 2)
     if not right or not all(isinstance(text, str) for text in (system, *texts)):
         raise InputError('conversations must alternate "human" and "gpt", each with a text as value.')
-    questions = [text.replace("<image>", "").strip() for text in texts[::2]]
+    questions = [_without_mark(text) for text in texts[::2]]
     answers = [text.strip() for text in texts[1::2]]
     if not all(questions + answers):
         raise InputError("a question or an answer is empty.")
     questions[0] = f"{system.strip()}\n{questions[0]}".strip()
     return image, list(zip(questions, answers))
+
+
+def _without_mark(question):
+    """LLaVA's files say in a question where its picture stands; here it stands before the first."""
+    return question.replace("<image>", "").strip()

@@ -222,13 +222,32 @@ def _per_cent(figures):
 
 
 def render(result: dict) -> str:
-    """A result as a table for the terminal."""
-    chance = result.get("chance", {})
+    """A result as a table for the terminal: what was generated; of closed sets also what is likeliest."""
+    chance, likeliest, suites = result.get("chance", {}), result.get("choice", {}), result.get("suites", {})
     origin = f"first seed {result['seed']}"
     if "source" in result:
         origin = f"from {result['source']}, {result['broken']} row(s) broken"
     lines = [f"{result['suite']} on {result['backbone']}: {result['n']} questions, {origin}"]
+    if "parser" in result:
+        lines.append(f"  parser {result['parser']}, {result['unparsed']:.1f} % cannot be parsed")
     for name, value in result["figures"].items():
-        lines.append(f"  {name:<32}{value:6.1f} %" + (f"   chance {chance[name]:5.1f} %" if name in chance else ""))
+        part = suites.get(name, {})
+        unit = "  " if "mme" in (_metric(result["suite"]), _metric(name)) else " %"  # MME's are sums
+        parts = [f"  {name:<32}{value:6.1f}{unit}"]
+        if name in chance:
+            parts.append(f"chance {chance[name]:5.1f}{unit}")
+        by_likelihood = likeliest.get("figures", {}).get(name)
+        if "choice" in part:
+            by_likelihood = next(iter(part["choice"]["figures"].values()))
+        if by_likelihood is not None:
+            parts.append(f"likeliest {by_likelihood:5.1f}{unit}")
+        if part:
+            parts.append(f"{part['unparsed']:.1f} % cannot be parsed")
+        lines.append("   ".join(parts).rstrip())
     lines.append(f"  {result['seconds']} s")
     return "\n".join(lines)
+
+
+def _metric(suite):
+    known = SUITES.get(suite) or BENCHMARKS.get(suite)
+    return known and known.metric

@@ -15,7 +15,7 @@ from itertools import product
 from pathlib import Path
 
 from mmpt.errors import InputError
-from mmpt.files import write_whole
+from mmpt.files import make_folder, write_whole
 from mmpt.methods import METHODS
 from mmpt.tasks import TASKS
 
@@ -172,6 +172,7 @@ def run_table(name: str, budget: Budget, results: Path, work: Path) -> list[tupl
     Seed by seed, so that a whole table is there early. The untouched model knows no seed.
     """
     experiments = rows_of(name)
+    make_folder(results)  # told before the work rather than after
     seeds = budget.seeds if name in ("main", "quick") else budget.seeds[:1]
     jobs = [(e, seed) for seed in seeds for e in experiments if e.method or seed == seeds[0]]
     found = {id(experiment): [] for experiment in experiments}  # its fields are a dict: no key

@@ -16,7 +16,7 @@ def read_jsonl(file: str | Path, fields: tuple[str, ...]) -> list[tuple[str, dic
     """
     file, wanted = Path(file), f"{', '.join(fields[:-1])} and {fields[-1]}"
     rows = []
-    for number, line in enumerate(read_text(file, f"a JSONL file with {wanted} a line").splitlines(), 1):
+    for number, line in enumerate(read_text(file, f"a JSONL file with {wanted} a line").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{file}, line {number}"
@@ -64,9 +64,9 @@ def tell_broken(problems: list[str]) -> None:
 
 
 def read_text(file: Path, wanted: str) -> str:
-    """A UTF-8 file's text; InputError, naming what is `wanted`, where there is none."""
+    """A UTF-8 file's text, without a byte order mark; InputError, naming what is `wanted`, where there is none."""
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8-sig")
     except (OSError, ValueError):
         raise InputError(f"{file} cannot be read; give {wanted}.") from None
 
@@ -76,6 +76,15 @@ def check_writable(file: str | Path) -> None:
     file = Path(file)
     if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
         raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder that can be written to, and those above it; InputError if that cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be made ({error.strerror}); give another folder.") from error
+    check_writable(folder / "file")
 
 
 def write_whole(file: str | Path, content: str | bytes) -> None:

@@ -33,10 +33,8 @@ def likeliest(reading: Reading, options) -> list[str]:
     So each question tries its options in the order of those until none left can win: as exact as trying all, and
     mostly over after one or two.
     """
-    tokenizer = reading.backbone.processor.tokenizer
-    end, first = tokenizer.eos_token_id, reading.logits.float().log_softmax(-1)
-    texts = {text for row in options for text in row}
-    tokens = {text: [*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts}
+    first = reading.logits.float().log_softmax(-1)
+    tokens = {text: reading.backbone.answer_tokens(text) for row in options for text in row}
     waiting = [
         sorted(((first[i, tokens[text][0]].item(), text) for text in row), reverse=True)
         for i, row in enumerate(options)
@@ -44,7 +42,7 @@ def likeliest(reading: Reading, options) -> list[str]:
     best = [(-math.inf, "")] * len(options)
     while open_rows := [i for i, row in enumerate(waiting) if row and row[0][0] > best[i][0]]:
         tried = {i: waiting[i].pop(0)[1] for i in open_rows}
-        values = log_probabilities(reading, [tokens[tried[i]] if i in tried else [end] for i in range(len(options))])
+        values = log_probabilities(reading, [tokens[tried[i]] if i in tried else [0] for i in range(len(options))])
         for i, text in tried.items():
             best[i] = max(best[i], (values[i].item(), text))
     return [text for _, text in best]

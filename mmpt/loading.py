@@ -6,6 +6,7 @@ import torch
 from accelerate.utils import get_max_memory
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft.tuners.tuners_utils import NoMatchingPeftModuleError
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -59,6 +60,8 @@ def load_pretrained(
         raise InputError(_reason(name, error)) from error
     except NoMatchingPeftModuleError as error:
         raise InputError(f"The backbone {name!r} is of no kind that can be tuned here: {error}") from error
+    except SafetensorError as error:
+        raise InputError(f"The weights of {name!r} are damaged ({error}); fetch them again.") from error
     except (OSError, ValueError) as error:
         raise InputError(_reason(name, error)) from error
 
@@ -96,8 +99,10 @@ def weights_size(model: PreTrainedModel, dtype: torch.dtype, quantize: str | Non
 
 
 def _check_memory(name, model, dtype, device, quantize, device_map):
-    free = get_max_memory()
-    alone = free.get(device.index or 0 if device.type == "cuda" else device.type, sum(free.values()))
+    free, place = get_max_memory(), device.type
+    if place == "cuda":
+        place = torch.cuda.current_device() if device.index is None else device.index
+    alone = free.get(place, sum(free.values()))
     have, needed = sum(free.values()) if device_map else alone, weights_size(model, dtype, quantize)
     if needed <= have:
         return

@@ -74,30 +74,37 @@ class Reading:
 
 @torch.inference_mode()
 def read(backbone: Backbone, images, questions) -> Reading:
-    """Let the LLM read B questions, each with its picture; one picture given several times (`is`) is read once."""
+    """Let the LLM read B questions, each with its picture; one picture given several times (`is`) is read once.
+
+    But under sliding windows (Gemma 3), where each question is read with its own.
+    """
     if hasattr(backbone, "read"):  # where the picture's tokens depend on the question, nothing can be shared
         return backbone.read(images, questions)
-    device, processor = backbone.model.device, backbone.processor
-    first = {id(image): image for image in images}
-    order = {key: i for i, key in enumerate(first)}
-    rows = torch.tensor([order[id(image)] for image in images], device=device)
-    parts = [backbone.question_text(question).partition(processor.image_token) for question in questions]
-    batch = processor(
-        images=[*first.values()],
-        text=["".join(parts[rows.tolist().index(i)][:2]) for i in range(len(first))],
-        padding=True,
-        padding_side="left",
-        return_tensors="pt",
-    ).to(device)
-    rest = processor.tokenizer(
-        [part[2] for part in parts], add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-    ).to(device)
-    cache = backbone.model(**batch, use_cache=True, logits_to_keep=1).past_key_values
+    device, processor, host = backbone.model.device, backbone.processor, find_backbone(backbone.model)
+    first, rest = {id(image): image for image in images}, None
+    if "sliding_attention" in (getattr(host.llm.config, "layer_types", None) or ()):
+        # What evens out the questions would stand behind the picture, and push it out of the window.
+        batch, rows = backbone.inputs(images, questions), torch.arange(len(images), device=device)
+    else:
+        order = {key: i for i, key in enumerate(first)}
+        rows = torch.tensor([order[id(image)] for image in images], device=device)
+        parts = [backbone.question_text(question).partition(processor.image_token) for question in questions]
+        texts = ["".join(parts[rows.tolist().index(i)][:2]) for i in range(len(first))]
+        batch = backbone._processed(first.values(), texts, "left").to(device)
+        after = [part[2] for part in parts]
+        rest = processor.tokenizer(
+            after, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+        ).to(device)
+    if not hasattr(host.host, "rope_deltas") and not batch["attention_mask"].all():  # else padding would count
+        batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    out = backbone.model(**batch, use_cache=True, logits_to_keep=1)
+    cache, mask = out.past_key_values, batch["attention_mask"][rows]
     select_rows(cache, rows)
-    mask = batch["attention_mask"][rows]
     virtual = cache.get_seq_length() - added_columns(cache) - mask.shape[1]  # of prompt and prefix tuning
-    delta = getattr(find_backbone(backbone.model).host, "rope_deltas", None)
+    delta = getattr(host.host, "rope_deltas", None)
     mask = torch.cat([mask.new_ones(len(mask), virtual), mask], 1)
-    reading = Reading(backbone, cache, mask, None, 0 if delta is None else delta[rows])
-    reading.logits = reading.ahead(rest["input_ids"], rest["attention_mask"], logits_to_keep=1)[:, -1]
+    reading = Reading(backbone, cache, mask, out.logits[:, -1], 0 if delta is None else delta[rows])
+    if rest is not None:
+        reading.logits = reading.ahead(rest["input_ids"], rest["attention_mask"], logits_to_keep=1)[:, -1]
+    cache.activate_past_recording()  # so that `back` finds what has left a sliding window
     return reading

@@ -17,6 +17,7 @@ import psutil
 import torch
 from accelerate.utils import is_tensorboard_available, is_wandb_available
 from peft import PeftModel
+from safetensors import SafetensorError
 
 from mmpt.errors import InputError
 from mmpt.hub import card
@@ -132,7 +133,7 @@ def finish(out: Path, backbone, weights: dict, state: dict, accelerator) -> None
         names = {file.name for file in temporary.iterdir()}
         for name in (*sorted(names - set(late)), *(name for name in late if name in names)):
             (temporary / name).replace(out / name)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _unwritten(out, error) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

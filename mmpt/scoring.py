@@ -282,10 +282,8 @@ def read_answered(metric: str, file: str | Path) -> list[Answered]:
 
 
 def _read_mme(file):
-    lines = read_text(
-        file, "a text file of MME's: picture, question, truth and prediction, tab-separated"
-    ).splitlines()
-    rows = []
+    text = read_text(file, "a text file of MME's: picture, question, truth and prediction, tab-separated")
+    lines, rows = text.removesuffix("\n").split("\n") if text else [], []
     for number, line in enumerate(lines, 1):
         parts = line.split("\t")
         if len(parts) != 4:

@@ -27,6 +27,7 @@ from peft import (
     load_peft_weights,
     set_peft_model_state_dict,
 )
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -131,6 +132,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
             prompt methods, something cannot be written, or the loss is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
+    if backbone.model.device.type == "cuda":
+        torch.cuda.set_device(backbone.model.device)  # else accelerate would move the model to the first
     # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
@@ -283,6 +286,8 @@ def _start(backbone, peft_config, config):
     if peft_config is None:
         if config.start:
             raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as backbone.")
+        if getattr(backbone.model, "is_quantized", False):
+            raise InputError("Weights in few bits cannot be tuned; leave quantize out, or choose another method.")
         parts = find_backbone(backbone.model.requires_grad_(True))
         parts.tower.requires_grad_(False)
         parts.projector.requires_grad_(True)  # which may stand inside the tower
@@ -295,12 +300,12 @@ def _start(backbone, peft_config, config):
 
 def _start_from(backbone, folder):
     """Copy the adapter's weights. PEFT itself would pass over what does not fit."""
-    weights = load_peft_weights(folder, device=str(backbone.model.device))
     try:
+        weights = load_peft_weights(folder, device=str(backbone.model.device))
         set_peft_model_state_dict(backbone.model, weights)
         now = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
         wrong = [k for k in sorted(weights.keys() | now.keys()) if k not in weights or k not in now]
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
         wrong = [str(error).splitlines()[0]]
     if wrong:
         raise InputError(

@@ -85,14 +85,13 @@ class RootTuner(BaseTuner):
             ValueError: the checkpoint was made for a backbone of another depth or width.
         """
         # transformers' save_pretrained writes the keys with the path that PEFT's own wrapper would give them.
-        state_dict = {k.removeprefix("base_model.model."): v for k, v in state_dict.items()}
+        state_dict = {re.sub(rf"^base_model\.model\.(?={cls.NAME}\.)", "", k): v for k, v in state_dict.items()}
         remapped = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
-        own = {
-            k: v.shape
-            for k, v in model.state_dict().items()
-            if re.search(rf"\b{cls.NAME}\.{cls.prefix}\w+\.{re.escape(adapter_name)}(\.|$)", k)
-        }
-        given = {k: v.shape for k, v in remapped.items()}
+        part = rf"\b{cls.NAME}\.{cls.prefix}\w+\."
+        own, given = (
+            {k: v.shape for k, v in state.items() if re.search(pattern, k)}  # what else is given are embeddings
+            for pattern, state in ((rf"{part}{re.escape(adapter_name)}(\.|$)", model.state_dict()), (part, remapped))
+        )
         wrong = sorted(k for k in own.keys() | given.keys() if own.get(k) != given.get(k))
         if wrong:
             key = wrong[0]

@@ -44,6 +44,17 @@ def test_every_mode_becomes_rgb(tmp_path, mode, colour, expected):
     assert picture.getpixel((0, 0)) == expected
 
 
+def test_deep_greyscale(tmp_path):
+    wide = np.array([[0, 65535]], np.uint16)
+    for name, picture in (
+        ("big.tif", Image.frombytes("I;16B", (2, 1), wide.astype(">u2").tobytes())),
+        ("float.tif", Image.fromarray(np.array([[0, 1]], np.float32))),
+    ):
+        picture.save(tmp_path / name)
+        found = open_picture(tmp_path / name)
+        assert [found.getpixel((x, 0)) for x in (0, 1)] == [(0, 0, 0), (255, 255, 255)]
+
+
 def test_cmyk_and_exif(tmp_path):
     Image.new("CMYK", (5, 4)).save(tmp_path / "c.jpg")
     assert open_picture(tmp_path / "c.jpg").getpixel((0, 0)) == (255, 255, 255)

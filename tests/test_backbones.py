@@ -1,5 +1,6 @@
 import json
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
 
 import mmpt
+from mmpt.backbones import ASSETS, adapter_folder
 from mmpt.errors import InputError
 from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
@@ -36,6 +38,46 @@ def test_labels_with_a_tokenizer_that_begins_texts(scenes):
     assert batch["input_ids"][0, 0] == tokenizer.eos_token_id
     said = tokenizer.decode(batch["labels"][batch["labels"] != -100])
     assert said == "A dog<|im_end|>top left<|im_end|>"
+
+
+LLAVA_TEMPLATE = (  # as LLaVA-1.5's, which writes no token where an answer ends
+    "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
+    "{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] + ' ' }}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def test_an_answer_ends_though_the_template_does_not_say_so(tiny, scenes):
+    backbone = type(tiny)("tiny", tiny.model, deepcopy(tiny.processor))
+    backbone.processor.chat_template = LLAVA_TEMPLATE
+    talks = [[("What is it?", "A dog"), ("And where?", "top left")]]
+    batch = backbone.training_inputs([scenes[0].image], talks)
+    labels, decode = batch["labels"][0], backbone.processor.tokenizer.decode
+    assert decode(labels[labels != -100]) == " A dog<|im_end|> top left<|im_end|>"
+    asked = backbone.inputs([scenes[0].image], ["What is it?"])["input_ids"][0]
+    assert torch.equal(batch["input_ids"][0, : len(asked)], asked) and labels[len(asked)] != -100
+    assert decode(backbone.answer_tokens("A dog")) == " A dog<|im_end|>"
+    assert decode(tiny.answer_tokens("A dog")) == "A dog<|im_end|>"
+
+
+def test_a_text_begins_once(scenes):
+    """Where tokenizer and template both write the token that begins a text, as Gemma 3's do."""
+    backbone = tiny_backbone()
+    backbone.processor = deepcopy(backbone.processor)
+    tokenizer = backbone.processor.tokenizer
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<pad> $A", special_tokens=[("<pad>", 0)])
+    before = backbone.inputs([scenes[0].image], ["a?"])["input_ids"]
+    backbone.processor.chat_template = "<pad>" + backbone.processor.chat_template
+    assert before[0, 0] == 0 and torch.equal(backbone.inputs([scenes[0].image], ["a?"])["input_ids"], before)
+
+
+def test_the_pictures_mark_is_no_part_of_a_question(scenes):
+    backbone, image = tiny_backbone(), [scenes[0].image]
+    for talk in ([("What does <image> say?", "b")], [("a", "an <image>")]):
+        with pytest.raises(InputError, match="holds <image>, which stands for the picture; leave it out"):
+            backbone.training_inputs(image, [talk])
+    with pytest.raises(InputError, match="holds <image>"):
+        backbone.answer(image, ["<image>"])
 
 
 def test_image_token_takes_a_reserved_place(tiny):
@@ -184,6 +226,53 @@ def test_an_adapter_refuses_a_backbone_of_equal_widths_and_another_name(tmp_path
         other.add_adapter(out)
     other.name = "/models/tiny-random"
     assert other.add_adapter(out) == "a"
+
+
+def test_folders_of_one_name_are_several_adapters(tmp_path):
+    folders = []
+    for name, textual in (("one", 3), ("two", 4)):
+        config = M2PTConfig(num_textual_prompts=textual)
+        folders.append(train(tiny_backbone(), config, TrainConfig(tmp_path / name / "final", steps=1, pictures=1)))
+    backbone = tiny_backbone()
+    assert [backbone.add_adapter(folder) for folder in (*folders, folders[0])] == ["final", "final-2", "final"]
+    sizes = [backbone.model.peft_config[name].num_textual_prompts for name in ("final", "final-2")]
+    assert sizes == [3, 4] and backbone.model.active_adapter == "final"
+
+
+def test_a_shipped_name_and_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert adapter_folder("m2pt") == ASSETS / "adapters" / "m2pt"
+    (tmp_path / "m2pt").mkdir()
+    (tmp_path / "m2pt" / "adapter_config.json").write_text("{}")
+    for own in ("./m2pt", tmp_path / "m2pt", Path("m2pt")):
+        assert adapter_folder(own).resolve() == tmp_path / "m2pt"
+    with pytest.raises(InputError, match="'m2pt' is a shipped adapter and a folder here; give ./m2pt for the folder"):
+        adapter_folder("m2pt")
+
+
+def test_damaged_files_are_told(tmp_path):
+    out = train(tiny_backbone(), M2PTConfig(num_textual_prompts=3), TrainConfig(tmp_path / "a", steps=1, pictures=1))
+    weights, settings = out / "adapter_model.safetensors", out / "adapter_config.json"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"The weights in .*a are damaged \(.*\); copy or tune them again"):
+        tiny_backbone().add_adapter(out)
+    with pytest.raises(InputError, match="cannot be the start"):
+        config = TrainConfig(tmp_path / "b", steps=1, pictures=1, start=out)
+        train(tiny_backbone(), M2PTConfig(num_textual_prompts=3), config)
+    weights.unlink()
+    with pytest.raises(InputError, match="holds adapter_config.json, but no weights"):
+        tiny_backbone().add_adapter(out)
+    weights.write_bytes(b"")
+    settings.write_text("{")
+    with pytest.raises(InputError, match="is no JSON .* give an adapter's settings"):
+        tiny_backbone().add_adapter(out)
+
+    model = tiny_backbone().model
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(InputError, match="The weights of .* are damaged"):
+        mmpt.load(tmp_path / "model")
 
 
 def test_what_is_no_backbone_says_so(tmp_path, monkeypatch):

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from mmpt import console
 from mmpt.__main__ import main
 from mmpt.tiny.vision import GRID
 
@@ -61,6 +63,8 @@ def test_help_needs_no_torch():
         (["explain", "none.png", "What?", "--out", "x.html"], "There is no file none.png"),
         (["explain", "PICTURE", "What?", "--out", "x.gif"], "--out is x.gif; end it in .html, .png or .json"),
         (["explain", "PICTURE", "What?", "--out", "no/x.png"], "no/x.png cannot be written"),
+        (["bench", "--growth", "x.pdf"], "--growth is x.pdf; end it in .html or .png"),
+        (["table", "--quick", "--results", "PICTURE"], "cannot be made"),
         (["table", "nothing"], "There is no table 'nothing'; choose one of main, quick, components"),
     ],
 )
@@ -112,6 +116,23 @@ def test_interrupt_ends_with_a_sentence():
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     assert process.stderr.read() == "mmpt: Stopped.\n"
+
+
+def test_a_full_gpu_is_told(capsys):
+    def fill():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    assert console.run("mmpt", fill) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("mmpt: The GPU's memory is full.") and "--accumulate" in error and error.count("\n") == 1
+
+
+def test_without_an_adapter_named_the_shipped_one_is_for_tiny_alone(picture, monkeypatch, capsys, tiny):
+    loaded = []
+    monkeypatch.setattr("mmpt.load", lambda name, **options: loaded.append((name, options["adapter"])) or tiny)
+    for backbone in ("tiny", "lab/model"):
+        assert main(["ask", picture, "What?", "--backbone", backbone]) == 0
+    assert loaded == [("tiny", "m2pt"), ("lab/model", None)]
 
 
 def test_train_command_hands_its_options_over(monkeypatch, tmp_path, capsys, tiny):

@@ -106,6 +106,25 @@ def test_what_cannot_be_used_is_told_and_the_rest_kept(folder):
         assert problem.startswith(f"questions.jsonl, row {number}: ") and words in problem
 
 
+def test_a_file_of_another_editor(folder):
+    """With a byte order mark, Windows' ends of lines, a blank line, LLaVA's mark, and U+2028 in a text."""
+    rows = [{"image": "a.png", "question": f"<image>\nWhat {i}?", "answer": "this\u2028that"} for i in range(2)]
+    text = "\r\n\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    for file in folder.glob("*.jsonl"):
+        file.unlink()
+    (folder / "questions.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode() + b"\r\n")
+    examples, problems = read_examples(folder)
+    turns = (("What 0?", "this\u2028that"), ("What 1?", "this\u2028that"))
+    assert examples == [Example(folder / "a.png", turns)] and problems == []
+
+
+def test_a_picture_in_the_place_of_its_name(folder):
+    good = {"image": "a.png", "question": "What?", "answer": "this"}
+    write(folder, [good, good | {"image": "A" * 9000}])
+    examples, problems = read_examples(folder)
+    assert len(examples) == 1 and "too long" in problems[0]
+
+
 @pytest.mark.parametrize(
     "said, words",
     [

@@ -31,6 +31,12 @@ def test_mini_asks_every_suite(mini):
     assert json.loads(json.dumps(mini)) == mini
     shown = render(mini)
     assert all(name in shown for name in TOGETHER["mini"]) and "average" in shown
+    lines = {line.split()[0]: line for line in shown.splitlines()[1:]}
+    vsr = mini["suites"]["mini-vsr"]
+    assert lines["mini-vsr"].endswith(
+        f"likeliest {vsr['choice']['figures']['accuracy']:5.1f} %   {vsr['unparsed']:.1f} % cannot be parsed"
+    )
+    assert "likeliest" not in lines["mini-textvqa"] and "chance 300.0     likeliest" in lines["mini-mme"]
 
 
 def test_mpt4lms_suites_go_together(backbone):

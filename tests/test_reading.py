@@ -85,6 +85,22 @@ def test_where_a_picture_has_more_tokens_than_positions(name, images):
     check_choices_and_answers(backbone, images)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["m2pt", "carry"])
+def test_where_an_answer_leaves_a_sliding_window(name, images):
+    backbone = backbone_of("gemma3")
+    backbone.model = get_peft_model(backbone.model, METHODS[name])
+    check_choices_and_answers(backbone, images)
+
+
+@torch.no_grad()
+def test_pictures_of_different_sizes_are_padded_and_padding_does_not_count(images):
+    backbone = backbone_of("llava_next")
+    shapes = [(48, 24), (24, 48), (48, 48)]
+    sized = {id(image): image.resize(shape) for image, shape in zip({id(i): i for i in images}.values(), shapes)}
+    check_choices_and_answers(backbone, [sized[id(image)] for image in images])
+
+
 def test_a_picture_is_encoded_once(backbone, images):
     seen = []
     tower = backbone.model.get_base_model() if hasattr(backbone.model, "get_base_model") else backbone.model

@@ -2,6 +2,7 @@
 miniatures. Their own formats are the binary ones, a fixed number of bytes a picture."""
 
 import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,5 +105,5 @@ def _bytes(file, wanted):
     packed = file.with_name(file.name + ".gz")
     try:
         return file.read_bytes() if file.is_file() else gzip.decompress(packed.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{file} cannot be read ({error}); give {wanted}.") from None

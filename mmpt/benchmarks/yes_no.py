@@ -30,7 +30,7 @@ def mme(folder: Path) -> Iterator[Row | InputError]:
             continue
         pictures, texts = part / "images", part / "questions_answers_YN"
         pictures, texts = (pictures, texts) if texts.is_dir() else (part, part)
-        names = {path.stem: path.name for path in pictures.iterdir() if path.suffix.lower() in PICTURES}
+        names = {path.stem: path.name for path in pictures.glob("*") if path.suffix.lower() in PICTURES}
         for stem in sorted(names.keys() | {path.stem for path in texts.glob("*.txt")}):
             yield from _mme_picture(subtask, texts / f"{stem}.txt", pictures, names.get(stem, f"{stem}.jpg"))
 
@@ -69,7 +69,8 @@ def mme_hub(rows) -> Iterator[Row | InputError]:
 
 def pope(folder: Path) -> Iterator[Row | InputError]:
     pictures = pictures_of(folder, "val2014", "images")
-
+    # All files are read before the first question is answered: a missing one is told then.
+    rows = {split: list(json_lines(folder / f"coco_pope_{split}.json", POPE_WANTED)) for split in SPLITS}
     for split in SPLITS:
 
         def ask(row, split=split):
@@ -79,7 +80,7 @@ def pope(folder: Path) -> Iterator[Row | InputError]:
                 picture_at(pictures, name),
             )
 
-        yield from each(json_lines(folder / f"coco_pope_{split}.json", POPE_WANTED), ask)
+        yield from each(rows[split], ask)
 
 
 def pope_hub(rows) -> Iterator[Row | InputError]:

@@ -33,8 +33,8 @@ class Attention:
 
     Attributes:
         weights: (L, H, T, T) float32 on the CPU; zero in rows and columns of slots that a layer does not have yet.
-            Rows sum to 1, but to less with prompts inside attention (num_kv_prompts): those are no positions, and
-            what is missing went to them.
+            Rows sum to 1, but to less with prompts inside attention (num_kv_prompts) and PEFT's own prompt methods:
+            those prompts are no positions here, and what is missing went to them.
         segments: what the T positions are.
         question, answer: the text that was read; empty for the vision tower.
         order: on attention from textual to visual prompts; None for the vision tower.
@@ -188,8 +188,8 @@ def _stack(seen, found):
     T = len(found)
     weights = torch.zeros(len(seen), seen[0].shape[1], T, T)
     for layer, w in enumerate(seen):
-        t = w.shape[-2]  # in the tower the slots stand at the end, and are not there before their first layer
-        weights[layer, :, :t, :t] = w[0, ..., -t:].float()  # prompts inside attention stand in front
+        t = min(w.shape[-2], T)  # in the tower the slots stand at the end, and are not there before their first layer
+        weights[layer, :, :t, :t] = w[0, :, -t:, -t:].float()  # prompts of other methods stand in front
     if found.written:
         weights[: found.written[0], :, found.where(found.slots)] = 0
     return weights

@@ -231,9 +231,7 @@ def compare(
                     greedy += backbone.answer([image], [question], max_new_tokens)
                 candidates += [greedy[i], *_runners_up(backbone, image, question, runners, max_new_tokens)]
     candidates = list(dict.fromkeys(candidates))
-    tokenizer, n = backbone.processor.tokenizer, len(candidates)
-    tokens = [[*tokenizer(a, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for a in candidates]
-    rows = []
+    tokens, n, rows = [backbone.answer_tokens(answer) for answer in candidates], len(candidates), []
     with still(backbone.model):
         for adapter in adapters:
             with backbone.use(adapter):

@@ -76,7 +76,7 @@ class CrossAttentionMaps:
 
 @torch.inference_mode()
 def cross_attention(backbone: Backbone, image: Image.Image, question: str) -> CrossAttentionMaps:
-    """The attention weights of the active MPT4LM adapter's two cross-attentions, from one call of the model.
+    """The attention weights of the active MPT4LM adapter's two cross-attentions, from making its prompts once.
 
     Raises:
         InputError: no MPT4LM adapter is active, or it has no visual prompts.
@@ -98,7 +98,7 @@ def cross_attention(backbone: Backbone, image: Image.Image, question: str) -> Cr
                         lambda module, args, output, name=name: weights.update({name: output[1][0]})
                     ).remove
                 )
-        backbone.model(**batch)
+        layer.host.llm_inputs(dict(batch))  # as far as the prompts: the LLM itself need not run
     pixels, size = batch["pixel_values"], layer.host.config.vision_config.patch_size
     grid = (pixels.shape[-2] // size, pixels.shape[-1] // size)
     words = [backbone.processor.tokenizer.decode([i]) for i in batch["input_ids"][0].tolist()]

@@ -225,7 +225,7 @@ def _with_bias(mask: Tensor | None, bias: Tensor, hidden: Tensor, past: int, cau
         mask = behind >= 0 if causal else torch.ones_like(behind, dtype=torch.bool)
     if mask.dtype == torch.bool:
         mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, least)
-    return (mask[..., :keys] + bias).clamp(min=least)
+    return (mask[..., :keys] + bias[..., -mask.shape[-1] :]).clamp(min=least)  # a sliding window's mask is narrower
 
 
 # ---- patches -------------------------------------------------------------------------------------------------------

@@ -81,7 +81,9 @@ def nearest_words(backbone: Backbone, space: str = "layer", count: int = 5, voca
             tokens = _words(backbone.processor.tokenizer, vocabulary)
             references = [_directions(states) for states in _read(backbone, layer.backbone.llm, tokens, layers)]
         else:
-            references = [_directions(host.get_input_embeddings().weight.float())] * len(layers)
+            table = host.get_input_embeddings()
+            scale = getattr(table, "embed_scale", 1.0)  # Gemma's
+            references = [_directions(scale * table.weight.float())] * len(layers)
         is_state = [settings.config.textual_update == "replace" or j == layers[0] for j in layers]
         scores = [
             normalize(p - centre * s, dim=-1) @ words.T for p, s, (centre, words) in zip(prompts, is_state, references)

@@ -33,7 +33,7 @@ class AttentionPrompts(nn.Module):
             ValueError: an attention implementation without a mask that can be added to the scores.
         """
         mask, cache, hidden = (kwargs.get(name) for name in ("attention_mask", "past_key_values", "hidden_states"))
-        if mask is not None and mask.ndim != 4:
+        if attention.config._attn_implementation not in ("sdpa", "eager"):
             raise ValueError('Prompts inside attention need attn_implementation "sdpa" or "eager".')
         T = hidden.shape[1]
         S = T + (0 if cache is None else cache.get_seq_length(attention.layer_idx))

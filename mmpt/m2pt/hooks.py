@@ -277,7 +277,12 @@ class Hooks:
         return mm_encoder_output
 
     def _prepare_inputs_for_generation(
-        self, input_ids: Tensor, next_sequence_length: int | None = None, past_key_values: Any = None, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,  # by this name `generate` knows that they may be passed
+        **kwargs: Any,
     ) -> dict:
         """Going on from a cache, the host takes its columns for tokens; slots are columns that are none."""
         known: CacheSlots | None = getattr(past_key_values, SLOTS, None)
@@ -289,5 +294,6 @@ class Hooks:
             input_ids,
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
             **kwargs,
         )

@@ -107,6 +107,9 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             current = backbone.projector
             projector = copy.deepcopy(current.base_layer if isinstance(current, Interaction) else current)
 
+        for part in self.adapter_layer_names:
+            if adapter_name in getattr(self, part):  # an earlier adapter of this name may have had other parts
+                del getattr(self, part)[adapter_name]
         if visual:
             self.m2pt_visual_prompts[adapter_name] = nn.ParameterDict(visual)
         if textual:
@@ -191,6 +194,13 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             for key, prompt in container[adapter_name].items() if adapter_name in container else ():
                 if not prompt.is_meta:
                     prompt.data = prompt.data.to(device or _placement(blocks[int(key)])[0])
+        if adapter_name in self.m2pt_attention_prompts:
+            for key, prompts in self.m2pt_attention_prompts[adapter_name].items():
+                prompts.to(device or _placement(self.backbone.textual_blocks[int(key)])[0])
+        if adapter_name in self.m2pt_projector:
+            current = self.backbone.projector
+            base = current.base_layer if isinstance(current, Interaction) else current
+            self.m2pt_projector[adapter_name].to(device or _placement(base)[0])
 
     def layout(self, adapter: str | None, is_image: Tensor, lengths: list[int], mask: Tensor | None) -> Layout:
         """Where the slots of `adapter` go.

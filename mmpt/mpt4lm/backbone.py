@@ -46,6 +46,11 @@ class TextBackbone(Backbone):
         messages = [{"role": "user", "content": question} for question, _ in turns]
         return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
 
+    def answer_tokens(self, answer: str) -> list[int]:
+        """The token ids of an answer, with the one that ends it."""
+        tokenizer = self.processor.tokenizer
+        return [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
     def training_inputs(self, images, conversations) -> dict[str, torch.Tensor]:
         """One picture and one conversation, a list of (question, answer), each; every turn becomes a row.
 
@@ -59,8 +64,7 @@ class TextBackbone(Backbone):
         rows = [(image, *turn) for image, turns in zip(images, conversations) for turn in turns]
         images, questions, answers = zip(*rows)
         batch, tokenizer = self.inputs(images, questions), self.processor.tokenizer
-        tokens = [tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
-        tokens = {"input_ids": [[*ids, tokenizer.eos_token_id] for ids in tokens]}
+        tokens = {"input_ids": [self.answer_tokens(answer) for answer in answers]}
         said = tokenizer.pad(tokens, padding_side="right", return_tensors="pt").to(self.model.device)
         labels = said["input_ids"].masked_fill(said["attention_mask"] == 0, -100)
         if self.model.config.is_encoder_decoder:

@@ -87,6 +87,11 @@ class VisionBesideLM(PreTrainedModel, GenerationMixin):
         self.vision_tower.eval()
         return self
 
+    @property
+    def accepts_loss_kwargs(self) -> bool:
+        """For transformers' Trainer: whether the loss heeds num_items_in_batch; that of encoder-decoders does not."""
+        return not self.config.is_encoder_decoder
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 

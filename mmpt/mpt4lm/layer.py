@@ -78,6 +78,9 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
                 "tokens: use the model's own tokenizer."
             )
         instruction, cross_attention, adapters = build(config, self.host)
+        for part in self.adapter_layer_names:
+            if adapter_name in getattr(self, part):  # an earlier adapter of this name may have had other parts
+                del getattr(self, part)[adapter_name]
         if instruction is not None:
             self.mpt4lm_instruction[adapter_name] = instruction
         if cross_attention is not None:
@@ -210,7 +213,7 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
         encoder, ids, text = self.host.config.is_encoder_decoder, inputs.get("input_ids"), inputs.get("inputs_embeds")
         text = self.host.get_input_embeddings()(ids) if text is None else text  # X (B, T, D)
         mask = inputs.get("attention_mask")
-        mask = text.new_ones(text.shape[:2], dtype=torch.long) if mask is None else mask
+        mask = text.new_ones(text.shape[:2], dtype=torch.long) if mask is None else mask.long()
         parts, visible = [text[:, :0]], [mask[:, :0]]
         if adapter in self.mpt4lm_instruction:
             parts.append(self.mpt4lm_instruction[adapter].to(text).expand(len(text), -1, -1))  # (B, K, D)

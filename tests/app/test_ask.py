@@ -1,3 +1,4 @@
+import gradio as gr
 import pytest
 import torch
 
@@ -68,9 +69,9 @@ def test_probabilities(studio, asked):
 
 
 def test_probabilities_of_another_question_are_not_shown(studio, asked):
-    assert rate(studio, asked, asked.picture, "What else?", "none", "one") == ("", None, None, {})
-    assert rate(studio, asked, asked.picture, asked.question, "none", "two") == ("", None, None, {})
-    assert rate(studio, None, asked.picture, asked.question, "none", "one") == ("", None, None, {})
+    assert rate(studio, asked, asked.picture, "What else?", "none", "one") == (gr.skip(), None, None, {})
+    assert rate(studio, asked, asked.picture, asked.question, "none", "two") == (gr.skip(), None, None, {})
+    assert rate(studio, None, asked.picture, asked.question, "none", "one") == (gr.skip(), None, None, {})
 
 
 def test_upload(tmp_path, picture):

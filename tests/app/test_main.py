@@ -9,11 +9,11 @@ from mmpt.errors import InputError
 
 @pytest.fixture
 def random_backbone(monkeypatch):
-    monkeypatch.setattr("mmpt.backbones.load", lambda name: helpers.tiny_backbone())
+    monkeypatch.setattr("mmpt.backbones.load", lambda name, quantize=None: helpers.tiny_backbone())
 
 
 def test_unknown_backbone_is_one_sentence(capsys, monkeypatch):
-    def load(name):
+    def load(name, quantize):
         raise InputError("No such thing.")
 
     monkeypatch.setattr("mmpt.backbones.load", load)

@@ -49,6 +49,21 @@ def test_mme(tmp_path, answer):
     assert limited["n"] == 4 and limited["figures"]["artwork"] == 200
 
 
+def test_a_folder_of_mme_without_its_pictures(tmp_path, answer):
+    texts = tmp_path / "artwork" / "questions_answers_YN"
+    texts.mkdir(parents=True)
+    write(texts / "a.txt", ["Art? Please answer yes or no.\tYes", "No art? Please answer yes or no.\tNo"])
+    with pytest.raises(InputError, match="Nothing of .* can be used"):
+        answer("mme", tmp_path, {})
+
+
+def test_all_of_pope_is_read_before_the_first_answer(tmp_path, answer):
+    fill(tmp_path / "val2014", a="red")
+    write(tmp_path / "coco_pope_random.json", [{"question_id": 1, "image": "a.jpg", "text": "A car?", "label": "yes"}])
+    with pytest.raises(InputError, match="coco_pope_popular.json cannot be read"):
+        next(BENCHMARKS["pope"].rows(tmp_path))
+
+
 def test_pope(tmp_path, answer, capsys):
     fill(tmp_path / "val2014", COCO_val2014_000000310196="red", COCO_val2014_000000210789="blue")
     names = ("COCO_val2014_000000310196.jpg", "COCO_val2014_000000210789.jpg")

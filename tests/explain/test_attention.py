@@ -5,7 +5,7 @@ import math
 import helpers
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 import mmpt
 from mmpt.errors import InputError
@@ -181,9 +181,12 @@ def test_nothing_is_left_after_an_exception(monkeypatch):
         assert (implementations(backbone.model), hooks(backbone.model)) == before
 
 
-@pytest.mark.parametrize("method", ["none", "lora"])
+@pytest.mark.parametrize("method", ["none", "lora", "prompt tuning"])
 def test_without_prompts(method):
     backbone = helpers.tiny_backbone()
+    if method == "prompt tuning":
+        config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+        backbone.model = get_peft_model(backbone.model, config).eval()
     if method == "lora":
         backbone.model = get_peft_model(backbone.model, LoraConfig(target_modules=["q_proj"])).eval()
     found = attention(backbone, IMAGE, QUESTION, ANSWER)

@@ -7,6 +7,7 @@ import torch
 from helpers import backbone_for, config_for
 from peft import get_peft_model
 
+import mmpt
 from mmpt import figures
 from mmpt.errors import InputError
 from mmpt.explain.cross_attention import cross_attention
@@ -61,6 +62,15 @@ def test_weights_are_those_of_the_forward_pass():
     torch.testing.assert_close(maps.to_patches, by_hand(reads.picture, moved, patches))
     assert "".join(maps.words).count(QUESTION) == 1 and maps.to_words.shape[-1] == len(maps.words)
     assert maps.grid == (4, 4) and maps.boxes[-1].tolist() == [84, 84, 112, 112]
+
+
+@torch.no_grad()
+def test_an_encoder_decoder():
+    backbone = mmpt.load("tiny-t5", adapter="mpt4lm-t5")
+    seen = view(backbone, IMAGE, "What colour is the background?", "cross-attention")
+    maps = cross_attention(backbone, IMAGE, "What colour is the background?")
+    assert maps.grid == (7, 7) and " colour" in maps.words and seen.answer
+    torch.testing.assert_close(maps.to_patches.sum(-1), torch.ones(maps.to_patches.shape[:2]))
 
 
 def test_maps_are_shares_and_react_to_picture_and_word():

@@ -8,6 +8,7 @@ from tiny_hosts import backbone_of
 import mmpt
 from mmpt.errors import InputError
 from mmpt.explain.attention import attention, vision_attention
+from mmpt.explain.checks import prompt_effects
 from mmpt.explain.gradients import integrated_gradients
 from mmpt.explain.interaction import scores
 from mmpt.explain.interventions import without
@@ -87,6 +88,17 @@ def test_maps_of_a_picture(family):
     torch.testing.assert_close(occlusion(case, window=1).patches[0, 1], fall.cpu(), atol=1e-4, rtol=1e-3)
     found = integrated_gradients(case, ["patch", "question", "textual", "visual"], steps=64)
     assert found.patches.shape == (2, 2) and abs(found.gap) < 0.05 * abs(found.score - found.base)
+
+
+def test_prompts_are_switched_off_past_a_sliding_window():
+    backbone = tuned("gemma3")
+    case = Case(backbone, IMAGE, QUESTION, Target(ANSWER))
+    found = prompt_effects(case, max_new_tokens=6)
+    with torch.no_grad():
+        for i in range(3):
+            with without(backbone, textual=[i]):
+                assert found.answers["textual"][i] == backbone.answer([IMAGE], [QUESTION], 6)[0]
+    assert len(found.answers["visual"]) == 2
 
 
 def test_several_crops_are_refused_with_the_remedy():

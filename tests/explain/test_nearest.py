@@ -4,6 +4,7 @@ import helpers
 import pytest
 import torch
 from peft import get_peft_model
+from tiny_hosts import backbone_of
 
 import mmpt
 from mmpt.errors import InputError
@@ -33,6 +34,17 @@ def test_prompts_that_are_embeddings_name_their_words():
     assert first_words(found, 0) == first_words(found, 1) == WORDS
     torch.testing.assert_close(found.values[:, :, 0], torch.ones(2, 5))
     assert found.values.shape == (2, 5, 3) and (found.values.diff(dim=-1) < 0).all()
+
+
+def test_gemmas_embeddings_are_scaled():
+    backbone = backbone_of("gemma3")
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight.add_(1.0)  # far from the origin, where the scale matters
+    config = mmpt.M2PTConfig.from_text(backbone.processor.tokenizer, WORDS, init="vocabulary", num_textual_prompts=5)
+    backbone.model = get_peft_model(backbone.model, config).eval()
+    found = nearest_words(backbone, "embedding", count=1)
+    assert first_words(found, 0) == WORDS
+    torch.testing.assert_close(found.values, torch.ones_like(found.values))
 
 
 def test_prompts_that_are_hidden_states_name_their_words_in_that_layers_space_only():

@@ -91,6 +91,16 @@ def test_assisted(tools):
 
 
 @torch.no_grad()
+def test_from_embeddings(tools):
+    model, batch = tools.tuned(), tools.make_batch((1, 0))
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    given = {k: v for k, v in batch.items() if k != "input_ids"} | {"inputs_embeds": embeds}
+    for beams in (1, 2):
+        expected = generate(model, batch, num_beams=beams).sequences[:, batch["input_ids"].shape[1] :]
+        assert torch.equal(generate(model, given, num_beams=beams).sequences, expected)
+
+
+@torch.no_grad()
 def test_features_computed_by_the_caller(tools):
     model, batch = tools.tuned(), tools.make_batch((2, 1))
     features = model.get_base_model().get_image_features(batch["pixel_values"], return_dict=True)

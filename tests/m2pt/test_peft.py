@@ -251,6 +251,22 @@ def test_delete_the_last_adapter_and_add_another(tools, batch):
     tools.assert_close(logits(model, batch), tuned)
 
 
+@torch.no_grad()
+def test_wrapping_a_host_twice_leaves_nothing_of_the_first(tools, batch):
+    smaller = {"num_visual_prompts": 0, "tune_projector": False, "num_kv_prompts": 0}
+    expected = logits(tools.tuned(**smaller), batch)
+    again = tools.tuned(tools.tuned(num_kv_prompts=2).base_model.model, **smaller)
+    tools.assert_close(logits(again, batch), expected, atol=1e-6)
+    assert len(again.base_model.layer.m2pt_projector) == len(again.base_model.layer.m2pt_attention_prompts) == 0
+
+
+@torch.no_grad()
+def test_embeddings_saved_beside_the_prompts(tools, tmp_path, batch):
+    model = tools.tuned()
+    model.save_pretrained(tmp_path, save_embedding_layers=True)
+    tools.assert_close(logits(PeftModel.from_pretrained(tools.make_host(), tmp_path), batch), logits(model, batch))
+
+
 def test_failed_adapters_change_nothing(tools, batch):
     host = tools.make_host()
     before = traces(host)

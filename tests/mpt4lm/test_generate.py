@@ -120,6 +120,14 @@ def test_padding_found_by_generate(tools, lm):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("lm", LMS)
+def test_a_mask_of_booleans(tools, lm):
+    model, batch = tools.tuned(tools.make_host(lm=lm)), tools.make_batch((1, 0, 1))
+    masked = batch | {"attention_mask": batch["attention_mask"].bool()}
+    assert torch.equal(generate(model, masked).sequences, generate(model, batch).sequences)
+
+
+@torch.no_grad()
 def test_assisted(tools):
     """Drafted tokens that are cut off again do not take prompts with them."""
     model, batch = tools.tuned(), tools.make_batch((1,))

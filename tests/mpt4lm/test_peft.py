@@ -212,6 +212,12 @@ def test_delete_the_last_adapter_and_add_another(tools, lm, batch):
     tools.assert_close(logits(model, batch), tuned, atol=1e-6)
 
 
+def test_wrapping_a_host_twice_leaves_nothing_of_the_first(tools, lm, batch):
+    expected = logits(tools.tuned(tools.make_host(lm=lm), num_visual_prompts=0), batch)
+    again = tools.tuned(tools.tuned(tools.make_host(lm=lm)).base_model.model, num_visual_prompts=0)
+    tools.assert_close(logits(again, batch), expected, atol=1e-6)
+
+
 def test_failed_adapters_change_nothing(tools, lm, batch):
     host = tools.make_host(lm=lm)
     before = traces(host)

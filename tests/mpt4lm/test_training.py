@@ -86,6 +86,22 @@ def test_only_the_adapter_moves(tools, lm):
 
 
 @pytest.mark.parametrize("lm", LMS)
+def test_the_trainer_takes_the_mean_over_parts(tools, tmp_path, lm):
+    """Which it leaves to models that say they heed num_items_in_batch."""
+    batch, losses = labelled(tools, lm, (1, 1), "left"), []
+    rows = [{name: value[r] for name, value in batch.items()} for r in (0, 1)]
+    for parts in (1, 2):
+        arguments = TrainingArguments(
+            output_dir=tmp_path, max_steps=1, per_device_train_batch_size=2 // parts, report_to=[], use_cpu=True,
+            gradient_accumulation_steps=parts, logging_steps=1, save_strategy="no", disable_tqdm=True,
+        )  # fmt: skip
+        trainer = Trainer(model=tools.tuned(tools.make_host(lm=lm)), args=arguments, train_dataset=rows)
+        trainer.train()
+        losses.append(trainer.state.log_history[0]["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+
+
+@pytest.mark.parametrize("lm", LMS)
 def test_trainer(tools, tmp_path, lm):
     """Two steps with transformers' Trainer; what it saves is the adapter, and loads."""
     from peft import PeftModel
