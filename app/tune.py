@@ -120,11 +120,11 @@ class Run:
 
 
 def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: int, seed: float | None):
-    """Yields as it goes on: message, state in words, loss curve, model A, model B, adapter file.
+    """Yields as it goes on: message, state in words, loss curve, model A, model B, where to start, adapter file.
 
     Closing the generator ends the run; so does `stop` of the same session.
     """
-    same = (gr.skip(), gr.skip(), gr.skip())
+    same = [gr.skip()] * 4
     try:
         if seed is None or seed != int(seed):
             raise InputError(f"The seed is {seed}; give a whole number.")
@@ -157,8 +157,9 @@ def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: 
             f"Done: {run.after:.0%} of {n} fresh questions right, {run.before:.0%} before tuning. **{name}** "
             "is model B of the tab *Ask* now, and can be chosen there like the others."
         )
-        models = gr.Dropdown(choices=studio.choices()), gr.Dropdown(choices=studio.choices(), value=name)
-        yield "", words, _curve(run.losses()), *models, gr.DownloadButton(value=file, interactive=True)
+        pickers = gr.Dropdown(choices=studio.choices()), gr.Dropdown(choices=studio.choices(), value=name)
+        pickers += (gr.Dropdown(choices=_starts(studio)),)
+        yield "", words, _curve(run.losses()), *pickers, gr.DownloadButton(value=file, interactive=True)
 
 
 def stop(studio: Studio, session: str) -> str:
@@ -180,8 +181,7 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
         with gr.Column(min_width=280):
             labels = [(f"{name}: {task.description}", name) for name, task in TASKS.items()]
             tasks = gr.Dropdown(labels, value=list(DEFAULT), multiselect=True, label="Tasks")
-            adapters = [name for name in studio.folders if not studio.text_only(name)]
-            start = gr.Dropdown([FRESH, *adapters], value=FRESH, label="Start from")
+            start = gr.Dropdown(_starts(studio), value=FRESH, label="Start from")
             steps = gr.Slider(2, MAX_STEPS, 30, step=1, label="Steps", info="2 to 5 seconds each on a small machine")
             pictures = gr.Slider(1, 8, 4, step=1, label="Pictures a step")
             seed = gr.Number(0, label="Seed", precision=0)
@@ -201,10 +201,14 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
         return stop(studio, request.session_hash)
 
     press.click(
-        run, [tasks, start, steps, pictures, seed], [message, state, curve, *models, file],
+        run, [tasks, start, steps, pictures, seed], [message, state, curve, *models, start, file],
         concurrency_id="tuning", show_progress="hidden", trigger_mode="once",
     )  # fmt: skip
     halt.click(end, None, state, queue=False, show_progress="hidden")
+
+
+def _starts(studio):
+    return [FRESH, *(name for name in studio.folders if not studio.text_only(name))]
 
 
 def _curve(losses):

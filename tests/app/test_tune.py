@@ -17,10 +17,10 @@ def weights(studio):
 
 def test_a_run_ends_in_an_adapter_for_the_other_tabs(studio, picture):
     before = weights(studio)
-    *steps, (message, words, curve, left, right, file) = tune(studio, "me", *GIVEN)
+    *steps, (message, words, curve, left, right, start, file) = tune(studio, "me", *GIVEN)
     name = right.value
     assert message == "" and words.startswith("Done: ") and name in studio.folders and studio.tuned == [name]
-    assert [value for _, value in left.choices][-1] == name and len(curve.data[0].y) == 3
+    assert [value for _, value in left.choices][-1] == name == start.choices[-1][1] and len(curve.data[0].y) == 3
     assert f"{name}/adapter_config.json" in zipfile.ZipFile(file.value["path"]).namelist()
     assert steps and all(step[0] == "" for step in steps) and studio.runs == {}
     assert all(torch.equal(value, before[key]) for key, value in weights(studio).items())  # the shared weights
