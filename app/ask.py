@@ -17,6 +17,7 @@ from mmpt.errors import InputError
 from mmpt.explain.checks import compare
 
 MAX_NEW_TOKENS = 64
+MAX_TOKENS = 256  # of a question; what attention keeps of a look grows with their square
 RUNNERS = 3  # beside each model's own answer
 QUESTIONS = (
     "Describe the picture.",
@@ -52,6 +53,7 @@ def stream(lane: Lane, adapter: str, image: Image.Image, question: str) -> Itera
                     **backbone.inputs([image], [question]),
                     max_new_tokens=MAX_NEW_TOKENS,
                     do_sample=False,
+                    eos_token_id=backbone.end_ids,
                     streamer=_Pieces(backbone.processor.tokenizer, pieces),
                     stopping_criteria=StoppingCriteriaList(
                         [lambda ids, scores, **_: torch.full((len(ids),), stop.is_set(), device=ids.device)]
@@ -70,10 +72,10 @@ def stream(lane: Lane, adapter: str, image: Image.Image, question: str) -> Itera
                 raise piece
             text += piece
             yield text.strip()
+        writer.join()
         yield text.strip()
     finally:
-        stop.set()
-        writer.join()
+        stop.set()  # without waiting, since Gradio closes generators in the thread that serves everybody
 
 
 def ask(studio: Studio, picture: str | None, question: str | None, left: str, right: str):
@@ -81,6 +83,8 @@ def ask(studio: Studio, picture: str | None, question: str | None, left: str, ri
     texts = ["", ""]
     try:
         image, question = open_upload(picture), check_question(question or "")
+        if (n := len(studio.plain.processor.tokenizer(question)["input_ids"])) > MAX_TOKENS:
+            raise InputError(f"The question has {n} tokens; ask with at most {MAX_TOKENS}.")
         for side, adapter in enumerate((left, right)):
             for texts[side] in stream(studio.asking, adapter, image, question):
                 yield "", *texts, gr.skip()
@@ -115,7 +119,7 @@ def _ratings(studio, asked, left, right):
 
 
 def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
-    """Lay the tab out; returns what the page's link needs of it."""
+    """Lay the tab out; returns what the page's link needs of it. `forget` wants the link's own runs."""
     image, description = scene(EXAMPLE_SEEDS[0])
     models, answers, ratings = [], [], []
     with gr.Row():
@@ -169,10 +173,15 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
         show_progress="minimal", show_progress_on=answers, trigger_mode="always_last", api_name="ask",
     )  # fmt: skip
     rated_run = run.success(**rates, api_name="rate")
-    # Answers about another picture or to another question would be misread: they go at once, and none follows.
     anew = [gallery.select, drawn.click, picture.input, question.change, *(m.input for m in models)]
-    shown = [message, *answers, *ratings]
-    gr.on(anew, None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run], show_progress="hidden")
+
+    def forget(*runs):
+        """Answers about another picture or to another question would be misread: they go at once, and none follows."""
+        gr.on(
+            anew, None, None, [message, *answers, *ratings], js="() => ['', '', '', {}, {}]", show_progress="hidden",
+            cancels=[run, rated_run, *runs],
+        )  # fmt: skip
+
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,
-            "place": place}  # fmt: skip
+            "place": place, "forget": forget}  # fmt: skip

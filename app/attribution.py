@@ -11,7 +11,7 @@ from PIL import Image
 
 from app import export
 from app.progress import watched
-from app.state import Asked, Studio, told
+from app.state import Asked, Studio, plain, told
 from app.whose import answer_of, picker
 from mmpt import figures
 from mmpt.errors import InputError
@@ -174,7 +174,7 @@ def figure(found: Attribution, segments: Segments, view: str, image: Image.Image
 
 def summary(found: Attribution) -> str:
     """The numbers in words, with the completeness gap where there is one."""
-    text = f"The {found.target} is {found.score:.2f} nats"
+    text = f"The {plain(found.target)} is {found.score:.2f} nats"
     text += "." if found.base is None else f", and {found.base:.2f} at the baseline."
     if found.gap is not None:
         span = abs(found.score - found.base)

@@ -17,6 +17,7 @@ from mmpt.errors import InputError
 
 SECONDS = 120  # that a file is kept; Gradio copies it at once
 _folder = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # gone with the app
+KINDS = {"heatmap", "scatter", "bar"}  # of traces
 _names = count()
 
 
@@ -37,10 +38,24 @@ def save_figure(ending: str, name: str, plot) -> tuple[str, str | None]:
         if plot is None:
             raise InputError("There is no figure yet to save.")
         path = new_file(f"{name}.{ending}")
-        figures.save(plotly.io.from_json(plot.plot), path)
+        figures.save(_own(plot.plot), path)
         return "", str(path)
     except InputError as error:
         return alert(error), None
+
+
+def _own(text):
+    """The figure in JSON, which may come from anybody, if it is of a kind that this page shows: a PNG is drawn by a
+    browser on the server, which would fetch whatever else a figure names."""
+    try:
+        shown = plotly.io.from_json(text)
+        sources = [image.source or "" for image in shown.layout.images]
+        kinds, known = {trace.type for trace in shown.data}, shown.layout.title.text is not None
+    except (ValueError, TypeError, AttributeError):
+        known = False
+    if not known or not kinds <= KINDS or not all(source.startswith("data:image/") for source in sources):
+        raise InputError("This is no figure of this page; draw it anew.")
+    return shown
 
 
 def save_answers(asked: Asked | None, rated: dict) -> tuple[str, str | None]:
@@ -59,7 +74,10 @@ def button(label: str, make: Callable, inputs, message: gr.HTML) -> None:
     name = f"file-{next(_names)}"
     press = gr.Button(label, size="sm", min_width=110)
     file = gr.DownloadButton("file", elem_id=name, visible="hidden")
-    made = press.click(make, inputs, [message, file], show_progress="minimal", show_progress_on=message)
+    made = press.click(
+        make, inputs, [message, file], show_progress="minimal", show_progress_on=message, concurrency_id="export",
+        concurrency_limit=2,
+    )  # fmt: skip
     click = f"(file) => file && setTimeout(() => document.getElementById('{name}').click(), 200)"
     made.then(None, file, None, js=click)
 

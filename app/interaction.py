@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from app import export
 from app.attribution import ANSWER, DIFFERENCE, target_of
 from app.progress import watched
-from app.state import Asked, Studio, told
+from app.state import Asked, Studio, plain, told
 from app.whose import picker
 from mmpt import figures
 from mmpt.explain.interaction import interaction
@@ -43,7 +43,7 @@ def draw(
     found = studio.keep(("interaction", asked.picture, asked.question, adapter, wanted), look)
     i, j = divmod(found.matrix.abs().argmax().item(), found.matrix.shape[1])
     sentence = (
-        f"The {found.target} is {found.score:.2f} nats. The strongest pair is T{i + 1} and V{j + 1}: "
+        f"The {plain(found.target)} is {found.score:.2f} nats. The strongest pair is T{i + 1} and V{j + 1}: "
         f"{found.matrix[i, j]:+.3f} nats; alone, T{i + 1} is worth {found.textual[i]:+.3f} and V{j + 1} "
         f"{found.visual[j]:+.3f}."
     )

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import gradio as gr
+from gradio.utils import get_upload_folder, is_in_or_equal
 
 from app.state import alert, open_upload
 from mmpt.errors import InputError
@@ -17,11 +18,17 @@ KEEP = "any"  # as a number of objects: what the seed says
 
 
 class Picture(gr.Image):
-    """Hands over the uploaded file as it is, so that nothing but `open_picture` decodes it."""
+    """Hands over the uploaded file as it is, so that nothing but `open_picture` decodes it.
+
+    Any path can come over the API; only of uploads and of what was shown is the file looked at.
+    """
 
     is_template = True  # shown by the parent's frontend
 
     def preprocess(self, payload):
+        places = get_upload_folder(), self.GRADIO_CACHE
+        if payload and not any(is_in_or_equal(payload.path, place) for place in places):
+            raise gr.Error("This is no picture that was uploaded here.")
         return payload and payload.path
 
 

@@ -8,7 +8,7 @@ import torch
 
 from app import export
 from app.progress import watched
-from app.state import NONE, Asked, Studio, told
+from app.state import NONE, Asked, Studio, plain, told
 from app.whose import answer_of, picker
 from mmpt import figures
 from mmpt.backbones import Backbone
@@ -52,8 +52,8 @@ def change(studio: Studio, asked: Asked | None, adapter: str | None, textual, vi
             p = [case().exp().item(), case(**{kind: s[None] for kind, s in strengths.items()}).exp().item()]
         with prompt_strength(backbone, **strengths):
             now = backbone.answer([image], [asked.question])[0]
-    same = "The answer is the same." if now == before else f"The answer was “{before}”."
-    return now or SILENT, f"{same} “{before}” had a probability of {p[0]:.1%} as tuned, and has {p[1]:.1%} now."
+    same = "The answer is the same." if now == before else f"The answer was “{plain(before)}”."
+    return now or SILENT, f"{same} “{plain(before)}” had a probability of {p[0]:.1%} as tuned, and has {p[1]:.1%} now."
 
 
 @told(2)
@@ -73,7 +73,7 @@ def effects(studio: Studio, asked: Asked | None, adapter: str | None, progress=g
     found = studio.keep(("effects", asked.picture, asked.question, adapter, answer), look)
     labels = {kind: [f"{LETTERS[kind]}{i + 1}" for i in range(len(v))] for kind, v in found.effects.items()}
     others = [
-        f"without {name} “{text or SILENT}”"
+        f"without {name} “{plain(text or SILENT)}”"
         for kind, names in labels.items()
         for name, text, changed in zip(names, found.answers[kind], found.changed[kind])
         if changed

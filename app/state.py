@@ -6,6 +6,8 @@ weights: short questions need not wait for a long look inside.
 
 import html
 import json
+import os
+import re
 import shutil
 import threading
 from collections import OrderedDict
@@ -21,7 +23,7 @@ import gradio as gr
 from PIL import Image
 
 from mmpt.ask import open_picture
-from mmpt.backbones import ASSETS, Backbone, adapter_folder, method_of
+from mmpt.backbones import ASSETS, Backbone, adapter_folder, free_name, method_of
 from mmpt.errors import InputError
 from mmpt.mpt4lm.backbone import without_projector
 
@@ -70,6 +72,12 @@ def is_text_only(folder: Path) -> bool:
 def twin(backbone: Backbone) -> Backbone:
     """Another model over the very same weights: adapters, hooks and modes of one are not the other's."""
     weights = {id(tensor): tensor for tensor in (*backbone.model.parameters(), *backbone.model.buffers())}
+    for module in backbone.model.modules():
+        state = getattr(module, "state", None)
+        if hasattr(module, "init_8bit_state"):  # bitsandbytes moves the numbers there in the first call
+            if module.weight.CB is not None:
+                module.init_8bit_state()
+            weights |= {id(tensor): tensor for tensor in (state.CB, state.SCB)}
     return Backbone(backbone.name, deepcopy(backbone.model, weights), deepcopy(backbone.processor))
 
 
@@ -96,7 +104,7 @@ class Lane:
                     names = ", ".join((NONE, *self.folders))
                     raise InputError(f"The adapter {adapter!r} is not there, or not any more; choose one of {names}.")
                 if adapter != NONE:
-                    self.backbone_of(adapter).add_adapter(self.folders[adapter])
+                    self.backbone_of(adapter).add_adapter(self.folders[adapter], adapter)
             yield self.backbone
 
     @contextmanager
@@ -120,8 +128,12 @@ class Lane:
     def drop(self, adapter: str) -> None:
         """Forget a loaded adapter."""
         with self.lock:
-            if adapter in getattr(self.backbone.model, "peft_config", {}):
-                self.backbone.model.delete_adapter(adapter)  # visitors tune with M²PT
+            model = self.backbone.model
+            loaded = getattr(model, "peft_config", {})
+            if [*loaded] == [adapter]:
+                self.backbone.model = model.unload()  # PEFT cannot go on without any
+            elif adapter in loaded:
+                model.delete_adapter(adapter)  # visitors tune with M²PT
 
 
 class Studio:
@@ -135,20 +147,22 @@ class Studio:
 
     def __init__(self, backbone: Backbone, adapters: list[str | Path] = ()):
         self.plain = twin(backbone)  # what tuning starts from
-        folders = [adapter_folder(adapter) for adapter in adapters]
+        folders = [Path(os.path.abspath(adapter_folder(adapter))) for adapter in adapters]
         homes = (backbone.name, f"{backbone.name}-text")
         folders += sorted(
             path.parent
             for path in ASSETS.glob("adapters/*/adapter_config.json")
             if json.loads(path.read_text())["base_model_name_or_path"] in homes
         )
-        self.folders = {folder.name.replace(".", "_"): folder for folder in folders}
+        self.folders = {}
+        for folder in folders:
+            self.folders[free_name(folder, self.folders)] = folder
         self.tuned: list[str] = []
         self.work = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # of what visitors tune
         self.runs: dict = {}  # tuning runs by session
-        text = any(map(is_text_only, self.folders.values()))
+        self.texts = {name for name, folder in self.folders.items() if is_text_only(folder)}  # visitors tune with M²PT
         self.asking, self.looking = (
-            Lane(model, self.folders, without_projector(twin(self.plain)) if text else None)
+            Lane(model, self.folders, without_projector(twin(self.plain)) if self.texts else None)
             for model in (backbone, twin(backbone))
         )
         self.first = next(iter(self.folders), NONE) if adapters else NONE
@@ -157,12 +171,12 @@ class Studio:
     def choices(self) -> list[tuple[str, str]]:
         """(label, value) of a picker."""
         return [("untouched model", NONE)] + [
-            (f"{name} (MPT4LM)" if self.text_only(name) else name, name) for name in self.folders
+            (f"{name} (MPT4LM)" if self.text_only(name) else name, name) for name in list(self.folders)
         ]
 
     def text_only(self, adapter: str | None) -> bool:
         """Whether this is an adapter of MPT4LM."""
-        return adapter in self.folders and is_text_only(self.folders[adapter])
+        return adapter in self.texts
 
     def add_tuned(self, folder: Path) -> str:
         """Offer a visitor's adapter, under its folder's name; the oldest beyond `MAX_TUNED` goes, with its folder."""
@@ -207,6 +221,11 @@ def open_upload(path: str | None) -> Image.Image:
 def alert(problem: InputError | str) -> str:
     """A sentence that a screen reader reads out when it appears."""
     return f'<p role="alert">{html.escape(str(problem))}</p>'
+
+
+def plain(text: str) -> str:
+    """What a visitor or a model said, for Markdown: nothing in it is formatting, a picture or a link."""
+    return re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def told(outputs: int) -> Callable:

@@ -11,6 +11,7 @@ import gradio as gr
 from peft import PeftConfig
 
 from app import export
+from app.pictures import MAX_SEED
 from app.state import Studio, alert, twin
 from mmpt import figures
 from mmpt.backbones import Backbone
@@ -67,7 +68,7 @@ class Run:
     def __init__(self, studio: Studio, tasks, start: str, n_questions: int = 4, **options):
         """`options` go to `TrainConfig`."""
         self.studio, self.start, self.n_questions, self.options = studio, start, n_questions, options
-        self.tasks, self.stop = check_tasks(tasks or ()), threading.Event()
+        self.tasks, self.stop = check_tasks(dict.fromkeys(tasks or ())), threading.Event()
         self.out = Path(studio.work.name) / f"tuned-{next(_numbers)}"
         self.before = self.after = self.folder = self.error = None
         self.state = "asking fresh questions, before tuning"
@@ -79,11 +80,6 @@ class Run:
         path = self.out / "log.jsonl"
         text = path.read_text() if path.exists() else ""
         return [json.loads(line)["loss"] for line in text.splitlines(keepends=True) if line.endswith("}\n")]
-
-    def end(self) -> None:
-        """Stop, and wait until it has."""
-        self.stop.set()
-        self.thread.join()
 
     def _work(self):
         try:
@@ -126,8 +122,8 @@ def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: 
     """
     same = [gr.skip()] * 4
     try:
-        if seed is None or seed != int(seed):
-            raise InputError(f"The seed is {seed}; give a whole number.")
+        if seed is None or not 0 <= seed <= MAX_SEED or seed != int(seed):
+            raise InputError(f"The seed is {seed}; give a whole number from 0 to {MAX_SEED}.")
         run = Run(studio, tasks, start, steps=int(steps), pictures=int(pictures), seed=int(seed))
     except InputError as error:
         yield alert(error), "", None, *same
@@ -141,8 +137,9 @@ def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: 
             yield "", _words(run, losses, int(steps), time.monotonic() - started), curve, *same
             run.thread.join(WAIT)
     finally:
-        run.end()
-        studio.runs.pop(session, None)
+        run.stop.set()  # without waiting, since Gradio closes generators in the thread that serves everybody
+        if studio.runs.get(session) is run:
+            del studio.runs[session]
     if isinstance(run.error, Stopped):
         yield "", "Stopped. No adapter was made, and the models are as they were.", gr.skip(), *same
     elif isinstance(run.error, InputError):

@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from app.state import NONE, Asked
+from app.state import NONE, Asked, plain
 from mmpt.errors import InputError
 
 
@@ -10,10 +10,11 @@ def about(asked: Asked | None, wish: str | None = None) -> tuple[str, str | None
     """(the last question and its answers in words, the adapter that is looked at first: `wish` if it answered)."""
     if asked is None:
         return "Nothing has been asked yet: ask a question in the tab *Ask*, then come back.", None
-    answers = "; ".join(f"{_name(adapter)} answered “{answer}”" for adapter, answer in asked.answers.items())
+    said = ((plain(_name(adapter)), plain(answer)) for adapter, answer in asked.answers.items())
+    answers = "; ".join(f"{name} answered “{answer}”" for name, answer in said)
     adapters = list(asked.answers)
     first = wish if wish in adapters else next((a for a in adapters if a != NONE), adapters[0])
-    return f"On “{asked.question}” {answers}.", first
+    return f"On “{plain(asked.question)}” {answers}.", first
 
 
 def answer_of(asked: Asked | None, adapter: str | None) -> str:

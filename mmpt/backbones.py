@@ -4,11 +4,10 @@ Notation: B rows, T tokens.
 """
 
 import json
+import os
 import warnings
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
-from os.path import commonprefix
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PaliGemmaProcessor,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -58,21 +58,19 @@ class Backbone:
     processor: ProcessorMixin
     adapters: dict[str, Path] = field(default_factory=dict, repr=False)
 
-    def add_adapter(self, adapter: str | Path) -> str:
+    def add_adapter(self, adapter: str | Path, name: str | None = None) -> str:
         """Load a shipped adapter ("m2pt", "m2pt-carry") or an adapter's folder; it becomes the active one.
 
-        Returns its name, which is the folder's, numbered where another folder's adapter has that name already.
+        Returns its name: the given one, or the folder's, numbered where another folder's adapter has that already.
 
         Raises:
             InputError: no such adapter, or one made for another backbone.
         """
-        folder = adapter_folder(adapter).resolve()
+        folder = Path(os.path.abspath(adapter_folder(adapter)))  # a link keeps its own name
         self._check_home(folder)
         loaded = self.model.peft_config if isinstance(self.model, PeftModel) else {}
-        own = folder.name.replace(".", "_")
-        names = (own, *(f"{own}-{n}" for n in range(2, len(loaded) + 2)))
-        name = next(n for n in names if n not in loaded or self.adapters.get(n) == folder)
-        if not loaded:
+        name = name or free_name(folder, {n: self.adapters.get(n) for n in loaded})
+        if not isinstance(self.model, PeftModel):
             self.model = self._loading(PeftModel.from_pretrained, self.model, folder, adapter_name=name)
         elif name not in loaded:
             self._loading(self.model.load_adapter, folder, adapter_name=name)
@@ -125,19 +123,34 @@ class Backbone:
         finally:
             self.model.set_adapter(before)
 
-    @cached_property
+    @property
     def _ending(self):
         """The token that ends an answer, and what the chat template leaves to be added so that it does.
 
         LLaVA-1.5's writes no such token; then it is the tokenizer's own.
         """
-        tokenizer, known = self.processor.tokenizer, self.model.generation_config.eos_token_id
-        known = tokenizer.convert_ids_to_tokens(known if isinstance(known, list) else [known]) if known else []
+        tokenizer = self.processor.tokenizer
         behind = self._written([("?", "\0")], False).partition("\0")[2].lstrip()
-        end = next((end for end in known + [tokenizer.eos_token] if behind.startswith(end)), None)
-        return (end, "") if end else (tokenizer.eos_token, tokenizer.eos_token)
+        if end := next((end for end in tokenizer.all_special_tokens if behind.startswith(end)), None):
+            return end, ""
+        if tokenizer.eos_token is None:
+            raise InputError(f"The tokenizer of {self.name!r} has no token that ends a text; set its eos_token.")
+        return tokenizer.eos_token, tokenizer.eos_token
 
-    @cached_property
+    @property
+    def end_ids(self) -> list[int]:
+        """The ids of tokens at which an answer is over: what ends one in a chat, and what the model's settings say."""
+        known = self.model.generation_config.eos_token_id
+        known = known if isinstance(known, list) else [] if known is None else [known]
+        return list(dict.fromkeys([self.processor.tokenizer.convert_tokens_to_ids(self._ending[0]), *known]))
+
+    @property
+    def _between(self):
+        """What stands between a question and its answer: as a conversation is written, and as one is asked."""
+        said = self._written([("\0", "\1")], False).partition("\0")[2].partition("\1")[0]
+        return said, self._written([("\0", None)], True).partition("\0")[2]
+
+    @property
     def _beginning(self):
         """What the tokenizer writes before a text by itself."""
         return self.processor.tokenizer.decode(self.processor.tokenizer("")["input_ids"][:1])
@@ -147,8 +160,10 @@ class Backbone:
         mark = self.processor.image_token
         if any(mark in text for turn in turns for text in turn if text):
             raise InputError(f"A question or answer holds {mark}, which stands for the picture; leave it out.")
-        _, added = self._ending
-        return self._written([(q, a if a is None else a + added) for q, a in turns], add_generation_prompt)
+        (_, added), (said, asked) = self._ending, self._between
+        text = self._written([(q, a if a is None else a + added) for q, a in turns], add_generation_prompt)
+        # Some templates, as LLaVA-OneVision's, write another blank before an answer than they end a question with.
+        return text if said.rstrip(" ") == asked.rstrip(" ") else text.replace(said, asked)
 
     def _written(self, turns, add_generation_prompt):
         messages = []
@@ -157,6 +172,8 @@ class Backbone:
             messages.append({"role": "user", "content": content})
             if answer is not None:
                 messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+        if isinstance(self.processor, PaliGemmaProcessor):
+            raise InputError(f"{self.name!r}, a PaliGemma, knows no chat: call model and processor themselves.")
         if not self.processor.chat_template:
             raise InputError(
                 f"The processor of {self.name!r} has no chat template, so its questions cannot be written; set "
@@ -175,9 +192,16 @@ class Backbone:
         """A conversation as it is written, and where in it each answer with its end begins and ends."""
         text, (end, _), spans = self._chat(turns, False), self._ending, []
         for i, (question, answer) in enumerate(turns):
-            start = len(commonprefix([text, self._chat([*turns[:i], (question, None)], True)]))
-            said = text.index(answer.strip(), start) + len(answer.strip())
-            spans.append((start, text.index(end, said) + len(end)))
+            start = len(os.path.commonprefix([text, self._chat([*turns[:i], (question, None)], True)]))
+            answer = answer.strip()
+            said = text.find(answer, start)
+            stop = text.find(end, said + len(answer))
+            if said < 0 or stop < 0 or text[said + len(answer) : stop].strip():
+                raise InputError(
+                    f"The chat template of {self.name!r} does not write each answer as it is, with what ends it; set "
+                    "another backbone.processor.chat_template."
+                )
+            spans.append((start if answer else stop, stop + len(end)))
         return text, spans
 
     def question_text(self, question: str) -> str:
@@ -218,9 +242,17 @@ class Backbone:
     def answer(self, images, questions, max_new_tokens: int = 64) -> list[str]:
         """Greedy answers, one a row."""
         batch = self.inputs(images, questions)
-        tokens = self.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": self.end_ids}
+        tokens = self.model.generate(**batch, **options)
         answers = tokens[:, batch["input_ids"].shape[1] :]
         return [a.strip() for a in self.processor.batch_decode(answers, skip_special_tokens=True)]
+
+
+def free_name(folder: Path, taken: dict[str, Path | None]) -> str:
+    """What the adapter in `folder` is called beside those that are `taken`: as the folder, numbered if need be."""
+    own = folder.name.replace(".", "_")
+    names = (own, *(f"{own}-{n}" for n in range(2, len(taken) + 2)))
+    return next(name for name in names if name not in taken or taken[name] == folder)
 
 
 def adapter_folder(adapter: str | Path) -> Path:

@@ -176,8 +176,7 @@ def _line(text):
         row = None
     image, question, answer = (field(row, name) for name in ("image", "question", "answer"))
     question = _without_mark(question)
-    if not question:
-        raise InputError("a question or an answer is empty.")
+    _check_turns([question], [answer])
     return image, [(question, answer)]
 
 
@@ -193,8 +192,7 @@ def _conversation(row):
         raise InputError('conversations must alternate "human" and "gpt", each with a text as value.')
     questions = [_without_mark(text) for text in texts[::2]]
     answers = [text.strip() for text in texts[1::2]]
-    if not all(questions + answers):
-        raise InputError("a question or an answer is empty.")
+    _check_turns(questions, answers)
     questions[0] = f"{system.strip()}\n{questions[0]}".strip()
     return image, list(zip(questions, answers))
 
@@ -202,3 +200,10 @@ def _conversation(row):
 def _without_mark(question):
     """LLaVA's files say in a question where its picture stands; here it stands before the first."""
     return question.replace("<image>", "").strip()
+
+
+def _check_turns(questions, answers):
+    if not all(questions + answers):
+        raise InputError("a question or an answer is empty.")
+    if any("<image>" in answer for answer in answers):
+        raise InputError("an answer holds <image>, which stands for the picture.")

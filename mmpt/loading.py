@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
 )
@@ -41,6 +42,8 @@ def load_pretrained(
     """
     try:
         outline = _outline(name)
+        if dtype == torch.float16 and not find_backbone(outline).family.float16:
+            raise InputError(f"{name!r} overflows in float16; give dtype=torch.float32, or torch.bfloat16.")
         _check_memory(name, outline, dtype, device, quantize, device_map)
         options = {"device_map": device if device_map is None else device_map}
         if quantize:
@@ -51,6 +54,10 @@ def load_pretrained(
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # an answer would pack 4 bits so that no gradient passes
+        # Only where texts begin and end: a repetition penalty, as Qwen2.5-VL has it, would not be greedy decoding.
+        settings = model.generation_config.to_dict()
+        tokens = {key: value for key, value in settings.items() if key.endswith("token_id")}
+        model.generation_config = GenerationConfig(**tokens)
         return model, AutoProcessor.from_pretrained(name)
     except InputError:
         raise

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache
 
 from mmpt.backbones import Backbone
+from mmpt.errors import InputError
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.m2pt.slots import added_columns, select_rows
 
@@ -60,8 +61,7 @@ class Reading:
     @torch.inference_mode()
     def answer(self, max_new_tokens: int) -> list[str]:
         """B greedy answers, as `Backbone.answer` gives them; what was read before is left as it was."""
-        config, tokenizer = self.backbone.model.generation_config, self.backbone.processor.tokenizer
-        ends = torch.tensor(config.eos_token_id, device=self.logits.device).flatten()
+        tokenizer, ends = self.backbone.processor.tokenizer, torch.tensor(self.backbone.end_ids).to(self.logits.device)
         tokens, done = [self.logits.argmax(-1)], torch.zeros_like(self.logits[:, 0], dtype=torch.bool)
         while not (done := done | torch.isin(tokens[-1], ends)).all() and len(tokens) < max_new_tokens:
             following = self.ahead(tokens[-1][:, None])[:, -1].argmax(-1)
@@ -88,13 +88,14 @@ def read(backbone: Backbone, images, questions) -> Reading:
     else:
         order = {key: i for i, key in enumerate(first)}
         rows = torch.tensor([order[id(image)] for image in images], device=device)
-        parts = [backbone.question_text(question).partition(processor.image_token) for question in questions]
-        texts = ["".join(parts[rows.tolist().index(i)][:2]) for i in range(len(first))]
-        batch = backbone._processed(first.values(), texts, "left").to(device)
-        after = [part[2] for part in parts]
-        rest = processor.tokenizer(
-            after, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
-        ).to(device)
+        texts = [backbone.question_text(question) for question in questions]
+        begun = ["".join(text.partition(processor.image_token)[:2]) for text in texts]
+        batch = backbone._processed(first.values(), [begun[rows.tolist().index(i)] for i in range(len(first))], "left")
+        # Of the whole text's tokens the last ones: a tokenizer may begin a text of its own in another way.
+        whole, before = (processor.tokenizer(part)["input_ids"] for part in (texts, begun))
+        rest = {"input_ids": [ids[len(part) :] for ids, part in zip(whole, before)]}
+        rest = processor.tokenizer.pad(rest, padding_side="left", return_tensors="pt").to(device)
+        batch = batch.to(device)
     if not hasattr(host.host, "rope_deltas") and not batch["attention_mask"].all():  # else padding would count
         batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
     out = backbone.model(**batch, use_cache=True, logits_to_keep=1)
@@ -106,5 +107,10 @@ def read(backbone: Backbone, images, questions) -> Reading:
     reading = Reading(backbone, cache, mask, out.logits[:, -1], 0 if delta is None else delta[rows])
     if rest is not None:
         reading.logits = reading.ahead(rest["input_ids"], rest["attention_mask"], logits_to_keep=1)[:, -1]
+    if reading.logits.isnan().any():
+        raise InputError(
+            f"{backbone.name!r} overflows in {str(backbone.model.dtype).removeprefix('torch.')}; load it with "
+            "dtype=torch.float32, or torch.bfloat16 where the GPU has units for it."
+        )
     cache.activate_past_recording()  # so that `back` finds what has left a sliding window
     return reading

@@ -10,7 +10,7 @@ from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
 
 import mmpt
-from mmpt.backbones import ASSETS, adapter_folder
+from mmpt.backbones import ASSETS, CHAT_TEMPLATE, adapter_folder
 from mmpt.errors import InputError
 from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
@@ -58,6 +58,40 @@ def test_an_answer_ends_though_the_template_does_not_say_so(tiny, scenes):
     assert torch.equal(batch["input_ids"][0, : len(asked)], asked) and labels[len(asked)] != -100
     assert decode(backbone.answer_tokens("A dog")) == " A dog<|im_end|>"
     assert decode(tiny.answer_tokens("A dog")) == "A dog<|im_end|>"
+
+
+ONEVISION_TEMPLATE = (  # as LLaVA-OneVision's, which puts a blank before each text but ends a question without one
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}{% for part in message['content'] %}"
+    "{{ '\n<image>' if part['type'] == 'image' else '\n' + part['text'] }}{% endfor %}{{ '<|im_end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_an_answer_follows_in_tuning_what_it_follows_when_asked(tiny, scenes):
+    backbone = type(tiny)("tiny", tiny.model, deepcopy(tiny.processor))
+    backbone.processor.chat_template = ONEVISION_TEMPLATE
+    batch = backbone.training_inputs([scenes[0].image], [[("What is it?", "A dog"), ("Where?", "left")]])
+    asked = backbone.inputs([scenes[0].image], ["What is it?"])["input_ids"][0]
+    labels = batch["labels"][0]
+    assert torch.equal(batch["input_ids"][0, : len(asked)], asked) and labels[len(asked)] != -100
+    assert backbone.processor.tokenizer.decode(labels[labels != -100]) == "A dog<|im_end|>left<|im_end|>"
+    assert backbone.answer_tokens("") == [backbone.processor.tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        CHAT_TEMPLATE.replace("part['text']", "part['text'] | replace('A dog', 'a dog')"),
+        CHAT_TEMPLATE.replace("<|im_end|>\n{% endfor", "{% if loop.last %}<|im_end|>{% endif %}\n{% endfor"),
+    ],
+)
+def test_a_template_that_hides_an_answer_is_refused(template, scenes):
+    backbone = tiny_backbone()
+    backbone.answer([scenes[0].image], ["a"], 1)
+    backbone.processor = deepcopy(backbone.processor)
+    backbone.processor.chat_template = template
+    with pytest.raises(InputError, match="does not write each answer as it is, with what ends it; set another"):
+        backbone.training_inputs([scenes[0].image], [[("What is it?", "A dog"), ("Where?", "left")]])
 
 
 def test_a_text_begins_once(scenes):
@@ -237,6 +271,13 @@ def test_folders_of_one_name_are_several_adapters(tmp_path):
     assert [backbone.add_adapter(folder) for folder in (*folders, folders[0])] == ["final", "final-2", "final"]
     sizes = [backbone.model.peft_config[name].num_textual_prompts for name in ("final", "final-2")]
     assert sizes == [3, 4] and backbone.model.active_adapter == "final"
+    image = [make_scene(0).image]
+    expected = backbone.answer(image, ["What?"], 6)
+    alone = tiny_backbone()
+    alone.add_adapter(folders[1])
+    alone.model.delete_adapter("final")
+    (tmp_path / "latest").symlink_to(folders[0])
+    assert alone.add_adapter(tmp_path / "latest") == "latest" and alone.answer(image, ["What?"], 6) == expected
 
 
 def test_a_shipped_name_and_a_path(tmp_path, monkeypatch):

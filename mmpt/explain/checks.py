@@ -246,6 +246,7 @@ def _runners_up(backbone, image, question, n, max_new_tokens):
     if n < 1:
         return []
     batch = backbone.inputs([image], [question])
-    options = dict(num_beams=n + 1, num_return_sequences=n + 1, do_sample=False, max_new_tokens=max_new_tokens)
+    options = {"num_beams": n + 1, "num_return_sequences": n + 1, "do_sample": False}
+    options |= {"max_new_tokens": max_new_tokens, "eos_token_id": backbone.end_ids}
     tokens = backbone.model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
     return [text.strip() for text in backbone.processor.batch_decode(tokens, skip_special_tokens=True)]

@@ -86,6 +86,7 @@ class Family:
         image_type: token_type_ids of image placeholders, where the host has such.
         first_position: of a row's first token.
         since: the version of transformers from which it takes pictures of more tokens than its configuration says.
+        float16: whether its activations stay within that (of Gemma 3: transformers' issues 36822 and 39972).
     """
 
     name: str
@@ -102,6 +103,7 @@ class Family:
     image_type: int = 0
     first_position: int = 0
     since: str = "5.20"
+    float16: bool = True
 
 
 _QWEN = {
@@ -135,6 +137,7 @@ FAMILIES = (
         normed=True,
         masks=Gemma3ForConditionalGeneration.create_masks_for_generate,
         image_type=1,
+        float16=False,
     ),
     Family("Qwen2-VL", Qwen2VLModel, **_QWEN, width="embed_dim"),
     Family("Qwen2.5-VL", Qwen2_5_VLModel, **_QWEN),

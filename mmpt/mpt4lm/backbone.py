@@ -42,6 +42,10 @@ _TOWERS = {  # of a model of picture and text the tower alone; which of its feat
 class TextBackbone(Backbone):
     """A `VisionBesideLM`, its processor, and the few things everybody does with them."""
 
+    @property
+    def _ending(self):
+        return self.processor.tokenizer.eos_token, ""
+
     def _chat(self, turns, add_generation_prompt):
         messages = [{"role": "user", "content": question} for question, _ in turns]
         return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)

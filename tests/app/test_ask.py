@@ -1,11 +1,12 @@
 import gradio as gr
 import pytest
 import torch
+from gradio.utils import get_upload_folder
 
 from app.ask import ask, rate, stream
 from app.export import save_answers
 from app.link import restore
-from app.pictures import EXAMPLE_SEEDS, KEEP, UNKNOWN, check_upload, draw, origin, scene
+from app.pictures import EXAMPLE_SEEDS, KEEP, UNKNOWN, Picture, check_upload, draw, origin, scene
 from app.state import Asked, open_upload
 from mmpt.explain.targets import token_log_probabilities
 
@@ -30,7 +31,8 @@ def test_a_closed_stream_frees_the_model(studio, picture):
     next(running)
     assert studio.asking.lock.locked()
     running.close()
-    assert not studio.asking.lock.locked()
+    assert studio.asking.lock.acquire(timeout=10)  # within a token
+    studio.asking.lock.release()
 
 
 def test_both_models_answer(studio, picture):
@@ -66,6 +68,20 @@ def test_probabilities(studio, asked):
                 logp = token_log_probabilities(backbone, [image], [asked.question], [answer])[0].sum()
                 assert probability == pytest.approx(logp.exp().item(), rel=1e-3, abs=1e-30)
     torch.testing.assert_close(list(right.values()), sorted(right.values(), reverse=True))
+
+
+def test_a_question_of_too_many_tokens(studio, picture):
+    *_, (message, _, _, _) = ask(studio, picture, "what " * 60, "none", "one")
+    assert "The question has 299 tokens; ask with at most 256." in message
+
+
+def test_no_other_file_of_the_server_is_shown(picture):
+    shown = Picture().postprocess(picture)
+    shown.path = f"{get_upload_folder()}/scene.png"
+    assert Picture().preprocess(shown) == shown.path
+    shown.path = picture
+    with pytest.raises(gr.Error, match="no picture that was uploaded"):
+        Picture().preprocess(shown)
 
 
 def test_probabilities_of_another_question_are_not_shown(studio, asked):

@@ -1,8 +1,10 @@
 """What the tabs that look inside show: the library's numbers, on the last question, and one sentence for a mistake."""
 
 import re
+from types import SimpleNamespace
 
 import gradio as gr
+import plotly.graph_objects as go
 import pytest
 import torch
 
@@ -161,3 +163,13 @@ def test_figures_are_saved(studio):
     message, path = save_figure("html", "words", Shown(figure))
     assert message == "" and path.endswith("words.html") and "textual prompt" in open(path).read()
     assert "There is no figure yet to save." in save_figure("html", "words", None)[0]
+
+
+def test_a_figure_that_names_foreign_files_is_not_drawn():
+    shown = go.Figure(layout={"title": {"text": "a"}})
+    shown.add_heatmap(z=[[1]])
+    assert save_figure("html", "mine", SimpleNamespace(plot=shown.to_json()))[1].endswith("mine.html")
+    shown.add_layout_image(source="http://127.0.0.1/inside")
+    for text in (shown.to_json(), "{}", "no figure", '{"data": [{"type": "scattermapbox"}]}'):
+        message, file = save_figure("html", "mine", SimpleNamespace(plot=text))
+        assert file is None and "This is no figure of this page" in message

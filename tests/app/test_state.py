@@ -1,6 +1,8 @@
 """One model for everybody: no mix-up of adapters, no growth."""
 
 import gc
+import html
+import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -8,9 +10,11 @@ import helpers
 import psutil
 import pytest
 import torch
+from markdown_it import MarkdownIt
 
+import mmpt
 from app.ask import ask
-from app.state import MAX_KEPT, MAX_TUNED, Studio, alert, open_upload, told, twin
+from app.state import MAX_KEPT, MAX_TUNED, Studio, alert, open_upload, plain, told, twin
 from mmpt.errors import InputError
 
 
@@ -24,6 +28,50 @@ def test_twin_shares_the_weights_and_nothing_else(adapters):
     assert all(a is b for a, b in zip(backbone.model.parameters(), other.model.parameters()))
     other.add_adapter(adapters[0])
     assert not hasattr(backbone.model, "peft_config")
+
+
+@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
+def test_twins_of_a_model_in_few_bits_are_equal(tmp_path, picture, quantize):
+    pytest.importorskip("bitsandbytes")
+    made = helpers.tiny_backbone(width=64)
+    made.model.save_pretrained(tmp_path)
+    made.processor.save_pretrained(tmp_path)
+    backbone = mmpt.load(tmp_path, quantize=quantize)
+    twins = [backbone, twin(backbone), twin(backbone)]
+    batch = backbone.inputs([open_upload(picture)], ["What?"])
+    with torch.no_grad():
+        logits = [one.model(**batch).logits for one in twins]
+    assert torch.equal(logits[0], logits[1]) and torch.equal(logits[0], logits[2])
+
+
+def test_dropping_the_only_adapter_leaves_a_lane_that_works(adapters, picture):
+    studio, image = Studio(helpers.tiny_backbone(), adapters), open_upload(picture)
+    expected = {}
+    for name in ("none", "two"):
+        with Studio(helpers.tiny_backbone(), adapters).asking.use(name) as backbone:
+            expected[name] = backbone.answer([image], ["What?"], 8)
+    with studio.asking.use("one"):
+        pass
+    studio.asking.drop("one")
+    for name in ("none", "two", "none"):
+        with studio.asking.use(name) as backbone:
+            assert backbone.answer([image], ["What?"], 8) == expected[name]
+
+
+def test_adapters_of_one_name_are_told_apart(adapters, tmp_path):
+    other = tmp_path / "one"
+    shutil.copytree(adapters[1], other)
+    studio = Studio(helpers.tiny_backbone(), [adapters[0], other])
+    assert list(studio.folders) == ["one", "one-2"] and studio.folders["one-2"] == other
+    with studio.asking.use("one-2") as backbone:
+        assert backbone.model.active_peft_config.textual_update == "carry"
+
+
+def test_what_is_said_is_no_formatting():
+    said = "![x](http://a.b/c.png) *2* <b> `y` [z](w)"
+    shown = MarkdownIt().render(plain(said))
+    assert "<img" not in shown and "<a" not in shown and "<em>" not in shown and "<b>" not in shown
+    assert html.unescape(shown) == f"<p>{said}</p>\n"
 
 
 def test_an_adapter_answers_as_if_it_were_alone(studio, adapters, picture):

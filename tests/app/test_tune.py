@@ -53,7 +53,9 @@ def test_a_closed_page_ends_its_run(studio):
     next(running)
     run = studio.runs["me"]
     running.close()
-    assert not run.thread.is_alive() and studio.runs == {}
+    assert studio.runs == {}
+    run.thread.join(30)
+    assert isinstance(run.error, Stopped) and not run.out.exists()
 
 
 def test_others_ask_meanwhile(studio, picture):
