@@ -119,7 +119,7 @@ def _ratings(studio, asked, left, right):
 
 
 def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
-    """Lay the tab out; returns what the page's link needs of it. `forget` wants the link's own runs."""
+    """Lay the tab out; returns what the page's link needs of it; `other`: when a visitor turns to something else."""
     image, description = scene(EXAMPLE_SEEDS[0])
     models, answers, ratings = [], [], []
     with gr.Row():
@@ -173,15 +173,13 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
         show_progress="minimal", show_progress_on=answers, trigger_mode="always_last", api_name="ask",
     )  # fmt: skip
     rated_run = run.success(**rates, api_name="rate")
-    anew = [gallery.select, drawn.click, picture.input, question.change, *(m.input for m in models)]
-
-    def forget(*runs):
-        """Answers about another picture or to another question would be misread: they go at once, and none follows."""
-        gr.on(
-            anew, None, None, [message, *answers, *ratings], js="() => ['', '', '', {}, {}]", show_progress="hidden",
-            cancels=[run, rated_run, *runs],
-        )  # fmt: skip
-
+    # Answers about another picture or to another question would be misread: they go at once, and none follows.
+    other = [gallery.select, drawn.click, picture.input, *(m.input for m in models)]
+    shown = [message, *answers, *ratings]
+    gr.on(
+        [*other, question.change], None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run],
+        show_progress="hidden",
+    )  # fmt: skip
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,
-            "place": place, "forget": forget}  # fmt: skip
+            "place": place, "other": [*other, question.input, tries.click]}  # fmt: skip
