@@ -252,6 +252,7 @@ def _measure(experiment, seed, factor, budget, work, suites):
         tuning = tune(backbone, experiment, seed, factor, budget, folder, "auto")
         # Tuned in 16 bits where those are quicker, it is asked in 32, as by anybody who loads it.
         backbone = mmpt.load(folder if whole else "tiny", adapter=None if whole else folder)
+        backbone.name = "tiny"  # which a whole tuned model still is, wherever it lies
     each = budget.validation if "all" in experiment.tasks else budget.validation * len(TASKS) // len(experiment.tasks)
     result = {"base_parameters": base_parameters, "tuning": tuning}
     result["tasks"] = evaluate(backbone, "tasks", limit=each, tasks=experiment.tasks)

@@ -123,7 +123,7 @@ def test_asking_and_every_look_inside(visit):
     page.get_by_text("tuned", exact=True).locator("visible=true").first.click()
     page.locator(".cell-menu-button:visible").first.click()
     page.get_by_text("Sort descending", exact=True).click()
-    page.locator(".virtual-row[data-index='0']").get_by_text("5328000").wait_for()  # as text, 731520 would be first
+    page.locator(".virtual-row[data-index='0']").get_by_text("134958528").wait_for()  # as text, 990720 would be first
 
     page.get_by_role("tab", name="Ask").click()
     page.get_by_label("Question", exact=True).fill("What else?")
