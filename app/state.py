@@ -73,11 +73,10 @@ def twin(backbone: Backbone) -> Backbone:
     """Another model over the very same weights: adapters, hooks and modes of one are not the other's."""
     weights = {id(tensor): tensor for tensor in (*backbone.model.parameters(), *backbone.model.buffers())}
     for module in backbone.model.modules():
-        state = getattr(module, "state", None)
         if hasattr(module, "init_8bit_state"):  # bitsandbytes moves the numbers there in the first call
             if module.weight.CB is not None:
                 module.init_8bit_state()
-            weights |= {id(tensor): tensor for tensor in (state.CB, state.SCB)}
+            weights |= {id(tensor): tensor for tensor in (module.state.CB, module.state.SCB)}
     return Backbone(backbone.name, deepcopy(backbone.model, weights), deepcopy(backbone.processor))
 
 

@@ -8,12 +8,14 @@ from helpers import tiny_backbone
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
+from transformers import PaliGemmaProcessor
 
 import mmpt
 from mmpt.backbones import ASSETS, CHAT_TEMPLATE, adapter_folder
 from mmpt.errors import InputError
 from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
+from mmpt.reading import read
 from mmpt.scenes import make_scene
 from mmpt.tiny.describe import QUESTION, compare
 from mmpt.train import TrainConfig, train
@@ -260,6 +262,29 @@ def test_an_adapter_refuses_a_backbone_of_equal_widths_and_another_name(tmp_path
         other.add_adapter(out)
     other.name = "/models/tiny-random"
     assert other.add_adapter(out) == "a"
+
+
+def test_what_is_loaded_decodes_greedily_and_ends_where_its_chat_does(tmp_path, scenes):
+    made = tiny_backbone()
+    made.model.generation_config.update(repetition_penalty=2.0, eos_token_id=[5])
+    made.processor.save_pretrained(tmp_path)
+    made.model.save_pretrained(tmp_path)
+    loaded = mmpt.load(tmp_path)
+    assert loaded.model.generation_config.repetition_penalty in (None, 1.0)
+    assert loaded.end_ids == [loaded.processor.tokenizer.eos_token_id, 5]
+    image, question = [scenes[0].image], ["What?"]
+    assert loaded.answer(image, question, 6) == read(loaded, image, question).answer(6)
+
+
+def test_what_a_family_cannot_do_is_told(tmp_path):
+    make_host("gemma3").config.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="overflows in float16; give dtype=torch.float32, or torch.bfloat16"):
+        mmpt.load(tmp_path, dtype=torch.float16)
+    backbone = tiny_backbone()
+    backbone.processor = object.__new__(PaliGemmaProcessor)
+    backbone.processor.image_token = "<image>"
+    with pytest.raises(InputError, match="a PaliGemma, knows no chat: call model and processor themselves"):
+        backbone._written([("What?", None)], True)
 
 
 def test_folders_of_one_name_are_several_adapters(tmp_path):

@@ -6,6 +6,7 @@ from helpers import tiny_backbone
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from tiny_hosts import backbone_of
 
+from mmpt.errors import InputError
 from mmpt.likelihood import likeliest
 from mmpt.m2pt import M2PTConfig
 from mmpt.reading import read
@@ -99,6 +100,13 @@ def test_pictures_of_different_sizes_are_padded_and_padding_does_not_count(image
     shapes = [(48, 24), (24, 48), (48, 48)]
     sized = {id(image): image.resize(shape) for image, shape in zip({id(i): i for i in images}.values(), shapes)}
     check_choices_and_answers(backbone, [sized[id(image)] for image in images])
+
+
+def test_numbers_that_overflow_are_told(images):
+    backbone = tiny_backbone()
+    torch.nn.init.constant_(backbone.model.lm_head.weight, torch.nan)
+    with pytest.raises(InputError, match="'tiny-random' overflows in float32; load it with dtype=torch.float32"):
+        read(backbone, images, QUESTIONS)
 
 
 def test_a_picture_is_encoded_once(backbone, images):

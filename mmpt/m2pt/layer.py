@@ -104,8 +104,7 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         )
         projector = None
         if config.tune_projector:
-            current = backbone.projector
-            projector = copy.deepcopy(current.base_layer if isinstance(current, Interaction) else current)
+            projector = copy.deepcopy(self._host_projector())
 
         for part in self.adapter_layer_names:
             if adapter_name in getattr(self, part):  # an earlier adapter of this name may have had other parts
@@ -198,9 +197,11 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             for key, prompts in self.m2pt_attention_prompts[adapter_name].items():
                 prompts.to(device or _placement(self.backbone.textual_blocks[int(key)])[0])
         if adapter_name in self.m2pt_projector:
-            current = self.backbone.projector
-            base = current.base_layer if isinstance(current, Interaction) else current
-            self.m2pt_projector[adapter_name].to(device or _placement(base)[0])
+            self.m2pt_projector[adapter_name].to(device or _placement(self._host_projector())[0])
+
+    def _host_projector(self) -> nn.Module:
+        current = self.backbone.projector
+        return current.base_layer if isinstance(current, Interaction) else current
 
     def layout(self, adapter: str | None, is_image: Tensor, lengths: list[int], mask: Tensor | None) -> Layout:
         """Where the slots of `adapter` go.
