@@ -102,8 +102,10 @@ def figure(rows: list[dict]) -> go.Figure:
     """A panel a suite: each method's figure with its 95 % interval, and what the best fixed answer gets."""
     tuned = {TUNING: "tasks"} if all("tasks" in row for row in rows) else {}
     names = tuned | {name: name for name in (AVERAGE, *suites_of(rows))}
-    deep = math.ceil(len(names) / 3)
-    panels = make_subplots(rows=deep, cols=3, subplot_titles=[*names], shared_yaxes=True, vertical_spacing=0.48 / deep)
+    deep, tall = math.ceil(len(names) / 3), 80 + 22 * len(rows)  # rows of panels, and pixels of one with what is below
+    panels = make_subplots(
+        rows=deep, cols=3, subplot_titles=[*names], shared_yaxes=True, vertical_spacing=70 / tall / deep
+    )
     methods = [row["method"] for row in rows]
     for i, name in enumerate(names.values()):
         at = {"row": i // 3 + 1, "col": i % 3 + 1}
@@ -131,7 +133,7 @@ def figure(rows: list[dict]) -> go.Figure:
         panels.update_layout(showlegend=False),
         "What each method scores",
         note,
-        100 + deep * (80 + 22 * len(rows)),
+        100 + deep * tall,
     )
 
 
