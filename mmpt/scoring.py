@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from mmpt.bootstrap import bootstrap
 from mmpt.errors import InputError
 from mmpt.files import read_jsonl, read_text
@@ -65,7 +67,8 @@ def exact(text: str) -> str | None:
     return text.strip().lower().removesuffix(".") or None
 
 
-# --- figures: rows of (Answered, parsed prediction) → name → per cent, the chief figure first ---
+# --- figures: N rows of (Answered, parsed prediction), and (D, N) how often each counts in D samples
+#     → name → (D,) per cent, the chief figure first ---
 
 
 def _right(row, parsed):
@@ -73,96 +76,109 @@ def _right(row, parsed):
 
 
 def _partly_right(row, parsed):
-    return soft_accuracy(parsed or "", row.answers)
+    return 0.0 if parsed is None else soft_accuracy(parsed, row.answers)
 
 
-def accuracy(rows) -> dict[str, float]:
+def accuracy(rows, weights) -> dict[str, np.ndarray]:
     """Share of right answers; where there are several groups, that of each too."""
-    return _by_type([(row, _right(row, parsed)) for row, parsed in rows])
+    return _by_group(rows, [_right(row, parsed) for row, parsed in rows], weights)
 
 
-def vqa(rows) -> dict[str, float]:
+def vqa(rows, weights) -> dict[str, np.ndarray]:
     """Soft accuracy over ten human answers (VQAv2; Text-VQA likewise), and that of each type of question."""
-    return _by_type([(row, _partly_right(row, parsed)) for row, parsed in rows])
+    return _by_group(rows, [_partly_right(row, parsed) for row, parsed in rows], weights)
 
 
-_MARKS = {accuracy: _right, vqa: _partly_right}  # figures that are means of a mark on each row
-
-
-def gqa(rows) -> dict[str, float]:
+def gqa(rows, weights) -> dict[str, np.ndarray]:
     """Accuracy; consistency, where questions say what they entail; and the accuracy of each type of question.
 
     Consistency is the mean, over questions answered rightly, of the share of those that they entail which are answered
-    rightly too (Hudson and Manning, 2019). It is 0 where none is.
+    rightly too (Hudson and Manning, 2019). It is 0 where none is. That a question entails itself does not count.
     """
-    marks = [(row, _right(row, parsed)) for row, parsed in rows]
-    right = {(row.picture, row.id): mark for row, mark in marks}
-    entailed = [(mark, [right[row.picture, id] for id in row.entailed if (row.picture, id) in right])
-                for row, mark in marks]  # fmt: skip
-    figures = _by_type(marks)
-    if any(follow for _, follow in entailed):
-        held = [_mean(follow) for mark, follow in entailed if mark and follow]
-        figures = {"accuracy": figures["accuracy"], "consistency": 100 * _mean(held or [0])} | figures
+    right = {row.id: _right(row, parsed) for row, parsed in rows}
+    figures = _by_group(rows, list(right.values()), weights)
+    entailed = [[right[id] for id in row.entailed if id in right and id != row.id] for row, _ in rows]
+    held = [i for i, (row, _) in enumerate(rows) if entailed[i]]
+    if held:
+        shares = np.array([np.mean(entailed[i]) for i in held])
+        asked = weights[:, held] * [right[rows[i][0].id] for i in held]
+        figures = {"accuracy": figures["accuracy"], "consistency": _per_cent(asked @ shares, asked.sum(1))} | figures
     return figures
 
 
-def _by_type(marks):
-    """Accuracy over all (row, mark), and where there are several groups that of each."""
-    groups = defaultdict(list)
-    for row, mark in marks:
-        groups[row.group].append(mark)
-    parts = {f"{name} accuracy": 100 * _mean(group) for name, group in groups.items()} if len(groups) > 1 else {}
-    return {"accuracy": 100 * _mean(mark for _, mark in marks)} | parts
-
-
-def mme(rows) -> dict[str, float]:
+def mme(rows, weights) -> dict[str, np.ndarray]:
     """For each subtask 100·acc + 100·acc⁺, of 200; and the sums over perception and over cognition."""
-    subtasks = defaultdict(lambda: defaultdict(list))
-    for row, parsed in rows:
-        subtasks[row.group][row.picture].append(parsed in row.answers)
-    parts = {}
-    for name, pictures in subtasks.items():
-        right = _mean(mark for marks in pictures.values() for mark in marks)
-        both = _mean(all(marks) for marks in pictures.values())
-        parts[name] = {name: 100 * right + 100 * both, f"{name} acc": 100 * right, f"{name} acc+": 100 * both}
+    right = np.array([_right(row, parsed) for row, parsed in rows])
+    pairs, of = np.unique([f"{row.group}\t{row.picture}" for row, _ in rows], return_inverse=True)
+    both = (np.bincount(of, right) == 2)[of]
+    parts = {
+        name: (_per_cent(w @ right[at], w.sum(1)), _per_cent(w @ both[at], w.sum(1)))
+        for name, at in _groups(rows).items()
+        for w in [weights[:, at]]
+    }
     sums = {
-        kind: sum(parts[name][name] for name in names if name in parts)
+        kind: sum(sum(parts[name]) for name in names if name in parts)
         for kind, names in (("perception", PERCEPTION), ("cognition", COGNITION))
         if parts.keys() & set(names)
     }
-    return sums | {key: value for part in parts.values() for key, value in part.items()}
+    for name, (acc, acc_plus) in parts.items():
+        sums |= {name: acc + acc_plus, f"{name} acc": acc, f"{name} acc+": acc_plus}
+    return sums
 
 
-def pope(rows) -> dict[str, float]:
-    """For each split accuracy, precision, recall, F1 and the share of predictions that say yes; first the mean F1."""
-    splits = defaultdict(list)
-    for row, parsed in rows:
-        splits[row.group].append(("yes" in row.answers, parsed == "yes", parsed in row.answers))
+def pope(rows, weights) -> dict[str, np.ndarray]:
+    """For each split accuracy, precision, recall, F1 and the share of predictions that say yes; first the mean F1.
+
+    An answer that cannot be read counts as the wrong one: where no is right, as a yes (but not in the share of yes).
+    """
+    true = np.array(["yes" in row.answers for row, _ in rows])
+    right = np.array([parsed in row.answers for row, parsed in rows])
+    said = np.array([parsed == "yes" for _, parsed in rows])
     figures = {}
-    for name, marks in splits.items():
-        hits = sum(true and said for true, said, _ in marks)
-        said, true = sum(said for _, said, _ in marks), sum(true for true, _, _ in marks)
+    for name, at in _groups(rows).items():
+        w, claimed = weights[:, at], true[at] == right[at]
+        hits, n = w @ (true & right)[at], w.sum(1)
         figures |= {
-            f"{name} accuracy": 100 * _mean(right for *_, right in marks),
-            f"{name} precision": 100 * hits / said if said else 0.0,
-            f"{name} recall": 100 * hits / true if true else 0.0,
-            f"{name} F1": 200 * hits / (said + true) if said + true else 0.0,
-            f"{name} yes": 100 * said / len(marks),
+            f"{name} accuracy": _per_cent(w @ right[at], n),
+            f"{name} precision": _per_cent(hits, w @ claimed),
+            f"{name} recall": _per_cent(hits, w @ true[at]),
+            f"{name} F1": _per_cent(2 * hits, w @ claimed + w @ true[at]),
+            f"{name} yes": _per_cent(w @ said[at], n),
         }
-    return {"mean F1": _mean(value for key, value in figures.items() if key.endswith(" F1"))} | figures
+    return {"mean F1": np.mean([v for name, v in figures.items() if name.endswith(" F1")], axis=0)} | figures
 
 
-def _mean(values):
-    values = list(values)
-    return sum(values) / len(values)
+def _groups(rows):
+    """Each group's rows, by number."""
+    groups = defaultdict(list)
+    for i, (row, _) in enumerate(rows):
+        groups[row.group].append(i)
+    return groups
+
+
+def _by_group(rows, marks, weights):
+    """Accuracy over all rows, and where there are several groups that of each."""
+    marks, groups = np.array(marks), _groups(rows)
+    figures = {"accuracy": _per_cent(weights @ marks, weights.sum(1))}
+    if len(groups) > 1:
+        for name, at in groups.items():
+            figures[f"{name} accuracy"] = _per_cent(weights[:, at] @ marks[at], weights[:, at].sum(1))
+    return figures
+
+
+def _per_cent(part, whole):
+    return 100 * np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
 
 
 @dataclass(frozen=True)
 class Metric:
-    figures: Callable[[list], dict[str, float]]
+    """How a benchmark is scored: the figures from parsed answers, and how answers are read: name → parser."""
+
+    figures: Callable[[list, np.ndarray], dict[str, np.ndarray]]
     parsers: dict[str, Callable[[str], str | None]]
     labels: tuple[str, ...] = ()  # what a true answer may be; empty: anything
     groups: tuple[str, ...] = ()  # what `group` may be; empty: there are none
+    people: int | None = None  # how many answer each question; None: as many as there are right answers
 
 
 METRICS = {
@@ -170,7 +186,7 @@ METRICS = {
         mme, {"strict": one_of("yes", "no"), "official": mme_official}, ("yes", "no"), PERCEPTION + COGNITION
     ),
     "pope": Metric(pope, {"strict": one_of("yes", "no"), "official": pope_official}, ("yes", "no"), SPLITS),
-    "vqa": Metric(vqa, {"strict": lambda text: normalise(text) or None}),
+    "vqa": Metric(vqa, {"strict": lambda text: normalise(text) or None}, people=10),
     "gqa": Metric(gqa, {"strict": exact}),
     "vsr": Metric(accuracy, {"strict": one_of("true", "false")}, ("true", "false")),
     "snli_ve": Metric(
@@ -189,7 +205,8 @@ def score(
     Args:
         metric: a name in `METRICS`, or one's own.
         parser: "strict", or "official" where the benchmark's own tool reads answers otherwise (mme, pope).
-        draws: bootstrap samples of the questions (of MME's pictures), within each group.
+        draws: bootstrap samples of the questions, those on one picture together.
+        seed: of these samples.
 
     Returns:
         dict with n, parser, unparsed (per cent), figures, interval (name → [low, high], 95 %), chance (the figures
@@ -210,9 +227,9 @@ def score(
     return {
         "n": len(rows),
         "parser": parser,
-        "unparsed": 100 * _mean(answer is None for _, answer in parsed),
-        "figures": metric.figures(parsed),
-        "interval": bootstrap(metric.figures, parsed, draws, seed, _MARKS.get(metric.figures)),
+        "unparsed": 100 * sum(answer is None for _, answer in parsed) / len(rows),
+        "figures": _figures(metric, parsed),
+        "interval": bootstrap(metric.figures, parsed, draws, seed),
         "chance": _best_constant(metric, rows),
         "draws": draws,
         "seed": seed,
@@ -221,12 +238,18 @@ def score(
 
 def _best_constant(metric, rows):
     common = Counter(answer for row in rows for answer in row.answers).most_common(5)
-    candidates = [metric.figures([(row, answer) for row in rows]) for answer, _ in common]
+    candidates = [_figures(metric, [(row, answer) for row in rows]) for answer, _ in common]
     return max(candidates, key=lambda figures: next(iter(figures.values())))
 
 
+def _figures(metric, parsed):
+    return {name: float(value[0]) for name, value in metric.figures(parsed, np.ones((1, len(parsed)))).items()}
+
+
 def check(metric: Metric, row: Answered) -> None:
-    """InputError if the true answer or the group is none that the metric knows."""
+    """InputError if the metric does not know the true answer or the group, or wants more or fewer answers."""
+    if metric.people not in (None, len(row.answers)):
+        raise InputError(f"{row.id!r} has {len(row.answers)} true answer(s); give those of {metric.people} people.")
     for answer in row.answers:
         if metric.labels and answer.strip().lower() not in metric.labels:
             raise InputError(f"The true answer of {row.id!r} is {answer!r}; it is one of {', '.join(metric.labels)}.")
@@ -247,7 +270,7 @@ def _checked(metric, rows):
     if metric.figures is mme:
         for (group, picture), n in Counter((row.group, row.picture) for row in rows).items():
             if n != 2:
-                raise InputError(f"The picture {picture!r} of {group} has {n} question(s); MME asks two of each.")
+                raise InputError(f"The picture {picture!r} of {group} has {n} question(s); MME asks two on each.")
     return rows
 
 
@@ -256,8 +279,8 @@ def read_answered(metric: str, file: str | Path) -> list[Answered]:
 
     For "mme" its own format: picture, question, truth, prediction, tab-separated, two lines a picture, and the file's
     name is the subtask (existence.txt); a folder of such files is read whole. Else JSONL with id, prediction,
-    and answer or answers; for "pope" category or split; for "gqa", if consistency is wanted, imageId and entailed
-    (a list of ids).
+    and answer or answers (for "vqa" ten); for "pope" category or split; for "gqa", if consistency is wanted, entailed
+    (a list of ids). Where there is an imageId, intervals keep a picture's questions together.
 
     Raises:
         InputError: a file, a line or a field is missing or wrong; names the line.
@@ -271,11 +294,11 @@ def read_answered(metric: str, file: str | Path) -> list[Answered]:
         answers = line.get("answers", line.get("answer"))
         answers = (answers,) if isinstance(answers, str) else tuple(answers) if isinstance(answers, list) else ()
         group = line.get("category", line.get("split", "")) if metric == "pope" else ""
-        entailed, picture = (line.get("entailed", []), str(line.get("imageId", ""))) if metric == "gqa" else ([], "")
+        entailed, picture = line.get("entailed", []) if metric == "gqa" else [], str(line.get("imageId", ""))
         if not answers or not all(isinstance(text, str) for text in (line["prediction"], group, *answers)):
             raise InputError(f"{where}: prediction is a text, and answer one or answers a list of them.")
-        if entailed and not (isinstance(entailed, list) and picture):
-            raise InputError(f"{where}: entailed is a list of ids of questions on one picture; give its imageId.")
+        if not isinstance(entailed, list):
+            raise InputError(f"{where}: entailed is {entailed!r}; give a list of ids of questions on the picture.")
         entailed = tuple(map(str, entailed))
         rows.append(Answered(str(line["id"]), line["prediction"], answers, group, picture, entailed))
     return rows
@@ -291,13 +314,16 @@ def _read_mme(file):
                 f"{file}, line {number} has {len(parts)} parts; write 4: picture, question, truth, answer."
             )
         picture, _, truth, prediction = parts
-        rows.append(Answered(f"{file.stem}:{number}", prediction, (truth,), file.stem, picture))
+        rows.append(Answered(f"{file.stem}:{number}", prediction, (truth,), file.stem, f"{file.stem}/{picture}"))
     return rows
 
 
 def render(result: dict) -> str:
     """A result of `score` as a table for the terminal."""
-    lines = [f"n {result['n']}, parser {result['parser']}, unparsed {result['unparsed']:.1f} %"]
+    lines = [
+        f"n {result['n']}, parser {result['parser']}, unparsed {result['unparsed']:.1f} %, "
+        f"{result['draws']} bootstrap samples from seed {result['seed']}"
+    ]
     for name, value in result["figures"].items():
         low, high = result["interval"][name]
         lines.append(f"  {name:<36}{value:7.2f}   95 % {low:.1f} to {high:.1f}   chance {result['chance'][name]:.1f}")

@@ -1,21 +1,22 @@
 """Golden cases worked out by hand from the rules of each benchmark."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mmpt.__main__ import main
+from mmpt.bootstrap import bootstrap
 from mmpt.errors import InputError
 from mmpt.scoring import (
+    METRICS,
     Answered,
-    accuracy,
-    bootstrap,
     mme_official,
     one_of,
     pope_official,
     read_answered,
     score,
-    vqa,
 )
 from mmpt.vqa import normalise, soft_accuracy
 
@@ -83,6 +84,14 @@ def test_pope():
     assert score("pope", rows)["chance"]["mean F1"] == pytest.approx(200 / 3)
 
 
+def test_an_answer_that_cannot_be_read_is_the_wrong_one_to_pope():
+    rows = [Answered(str(i), "yes", ("yes",), "random") for i in range(10)]
+    rows += [Answered(str(i), "perhaps", ("no",), "random") for i in range(10, 20)]
+    figures = score("pope", rows)["figures"]
+    assert figures["random accuracy"] == figures["random precision"] == figures["random yes"] == 50
+    assert figures["random recall"] == 100 and figures["mean F1"] == pytest.approx(200 / 3)
+
+
 @pytest.mark.parametrize("matches, expected", [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1), (10, 1)])
 def test_vqa_leaves_one_person_out(matches, expected):
     assert soft_accuracy("Red.", ("red",) * matches + ("blue",) * (10 - matches)) == pytest.approx(expected)
@@ -130,7 +139,7 @@ def family(picture, *rows):
 
 def test_gqas_consistency():
     rows = family("x", ("a", "yes", "bc"), ("b", "yes", "c"), ("c", "no", ""))  # a: 1 of 2; b: 0 of 1; c entails none
-    rows += family("y", ("a", "yes", "b"), ("b", "yes", ""), ("c", "no", "ab"))  # a: 1 of 1; c is wrong: not counted
+    rows += family("y", ("a", "yes", "ab"), ("b", "yes", ""), ("c", "no", "ab"))  # a: 1 of 1; c is wrong: not counted
     result = score("gqa", rows, draws=200)
     assert result["figures"] == {"accuracy": pytest.approx(400 / 6), "consistency": pytest.approx(50)}
     assert score("gqa", rows[:1])["figures"] == {"accuracy": 100}  # none of what it entails was asked
@@ -141,7 +150,8 @@ def test_gqas_consistency():
 def test_types_of_questions():
     rows = [Answered(str(i), said, ("yes",), group) for i, (said, group) in enumerate([("yes", "a"), ("no", "b")])]
     assert score("gqa", rows)["figures"] == {"accuracy": 50, "a accuracy": 100, "b accuracy": 0}
-    assert score("vqa", rows)["figures"] == {"accuracy": 0, "a accuracy": 0, "b accuracy": 0}  # one answer of ten
+    blank = [Answered("1", "the", ("",) * 10)]  # nothing is left of it: it cannot be read
+    assert score("vqa", blank)["figures"] == {"accuracy": 0} and score("vqa", blank)["unparsed"] == 100
 
 
 def test_intervals_hold_the_binomial_ones():
@@ -150,31 +160,47 @@ def test_intervals_hold_the_binomial_ones():
     assert low == pytest.approx(80 - 1.96 * 4, abs=2) and high == pytest.approx(80 + 1.96 * 4, abs=2)
 
 
-def test_pictures_of_mme_stay_together_in_the_bootstrap():
+def resampled(rows, spread):
+    """What bootstrap draws: (D, N) how often each row counts, and the interval of `spread(weights)`."""
     seen = []
 
-    def figures(rows):
-        pictures = {}
-        for row, _ in rows:
-            pictures.setdefault(row.picture, []).append(row.id)
-        seen.extend(pictures.values())
-        return {"n": len(rows)}
+    def figures(rows, weights):
+        seen.append(weights)
+        return {"": spread(weights)}
 
-    rows = paired("count", *[[("Yes", "Yes"), ("No", "No")]] * 5)
-    assert bootstrap(figures, [(row, "yes") for row in rows], 20, 0) == {"n": [10, 10]}
-    assert all(len(ids) == 2 and ids[0][:-1] == ids[1][:-1] for ids in seen)
+    interval = bootstrap(figures, [(row, "yes") for row in rows], 200, 0)[""]
+    return np.concatenate(seen), interval
 
 
-@pytest.mark.parametrize("figures", [accuracy, vqa])
-def test_intervals_of_means_equal_those_of_samples_drawn_whole(figures):
-    one = {accuracy: lambda row, parsed: parsed in row.answers,
-           vqa: lambda row, parsed: soft_accuracy(parsed or "", row.answers)}[figures]  # fmt: skip
-    rows = [
-        (Answered(str(i), "", ("red", "red", "blue"), picture=f"{i // 3}.png"), ("red", "blue", None)[i % 3])
-        for i in range(8)
-    ]
-    whole, means = bootstrap(figures, rows, 100, 0), bootstrap(figures, rows, 100, 0, one)
-    assert means["accuracy"] == pytest.approx(whole["accuracy"]) and means["accuracy"][0] < means["accuracy"][1]
+def test_what_the_bootstrap_draws():
+    mme = [row for name in ("count", "scene") for row in paired(name, *[[("Yes", "Yes"), ("No", "No")]] * 5)]
+    weights, _ = resampled(mme, lambda weights: weights[:, 0])
+    assert (weights[:, ::2] == weights[:, 1::2]).all()  # pairs
+    assert (weights[:, :10].sum(1) == 10).all() and (weights.sum(1) == 20).all()  # so many of each subtask
+    pope = [Answered(f"{split}{i}", "", ("yes",), split, str(i)) for split in "abc" for i in range(4)]
+    weights, interval = resampled(pope, lambda weights: weights[:, 0])
+    assert (weights[:, :4] == weights[:, 4:8]).all() and (weights[:, :4] == weights[:, 8:]).all()
+    assert interval == pytest.approx(np.quantile(weights[:, 0], (0.025, 0.975)))
+    assert weights.mean(0) == pytest.approx(np.ones(12), abs=0.3)
+
+
+def test_questions_count_as_often_as_they_are_drawn():
+    """Figures with weights are those of rows that are repeated."""
+    rows = paired("count", *[[("Yes", a), ("No", b)] for a, b in (("yes", "no"), ("yes", "yes"), ("no", "no"))])
+    rows += [Answered(f"x{i}", said, ("yes",), "scene", "x") for i, said in enumerate(("yes", "no"))]
+    drawn = [2, 2, 0, 0, 1, 1, 3, 3]
+    for metric in METRICS.values():
+        parsed = [(row, row.prediction) for row in rows]
+        again = [
+            (replace(row, id=f"{row.id}-{k}", picture=f"{row.picture}-{k}"), said)
+            for (row, said), n in zip(parsed, drawn)
+            for k in range(n)
+        ]
+        weighted = metric.figures(parsed, np.array([drawn], float))
+        plain = metric.figures(again, np.ones((1, len(again))))
+        assert {name: value[0] for name, value in weighted.items()} == pytest.approx(
+            {name: value[0] for name, value in plain.items()}
+        )
 
 
 MME = "a.png\tIs it? Please answer yes or no.\tYes\t{}\na.png\tIs it not?\tNo\tno\n"
@@ -221,7 +247,7 @@ def test_what_cannot_be_scored(rows, message):
         ("vqa", "x.jsonl", '{"id": 1, "prediction": "x"}', "answer one or answers a list"),
         ("vqa", "x.jsonl", '{"id": 1, "prediction": 3, "answer": "x"}', "prediction is a text"),
         ("vqa", "x.jsonl", '{"id": 1}', "has no 'prediction'"),
-        ("gqa", "x.jsonl", '{"id": 1, "prediction": "x", "answer": "x", "entailed": [2]}', "give its imageId"),
+        ("gqa", "x.jsonl", '{"id": 1, "prediction": "x", "answer": "x", "entailed": 2}', "entailed is 2; give a list"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, metric, name, text, message):
@@ -229,6 +255,11 @@ def test_files_that_cannot_be_read(tmp_path, metric, name, text, message):
         (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=message):
         read_answered(metric, tmp_path / name)
+
+
+def test_vqa_wants_ten_peoples_answers():
+    with pytest.raises(InputError, match=r"'1' has 3 true answer\(s\); give those of 10 people"):
+        score("vqa", [Answered("1", "red", ("red",) * 3)])
 
 
 def test_parsers_that_do_not_exist():
