@@ -77,7 +77,7 @@ def _bigger(scene, rng):
 
 def _twice(scene, rng):
     n = max(Counter(thing.name for thing in scene.objects).values())
-    return len(scene.objects) > 1 and _yes_no("Is there any kind of object that appears more than once?", n > 1)
+    return len(scene.objects) > 1 and _yes_no("Is anything shown more than once?", n > 1)
 
 
 def _several(scene, rng):
@@ -120,7 +120,7 @@ def _colour_at(scene, rng):
 
 def _pair(scene, rng):
     twice = [name for name, n in Counter(thing.name for thing in scene.objects).items() if n > 1]
-    return twice and _name("Tell what is shown more than once.", twice[0])
+    return len(twice) == 1 and _name("Tell what is shown more than once.", twice[0])
 
 
 KINDS = {

@@ -11,6 +11,9 @@ _ALIKE = (
     {"fruit", "vegetable", "food", "plant"},
     {"tool", "household", "sport", "toy", "instrument"},
 )
+# What a name may also be called, so that "Is there a bear?" has no clear answer where there is a panda.
+_ALSO_CALLED = {"panda": "bear", "palm": "tree", "boot": "shoe", "cap": "hat", "canoe": "boat", "shark": "fish",
+                "sun": "star", "trophy": "cup"}  # fmt: skip
 _CLOSE_COLOURS = {
     "red": "orange pink brown", "orange": "red yellow brown", "yellow": "orange brown", "brown": "red orange yellow",
     "pink": "red purple", "purple": "pink blue", "blue": "purple", "white": "gray", "gray": "white", "green": "",
@@ -35,9 +38,15 @@ def no_text(scene: Scene) -> bool:
     return not scene.digit and not scene.word
 
 
+def names_of(scene: Scene) -> set[str]:
+    """What is in the scene, under every name that it may be called by."""
+    names = {thing.name for thing in scene.objects}
+    return names | {_ALSO_CALLED[name] for name in names if name in _ALSO_CALLED}
+
+
 def absent(scene: Scene, rng: random.Random, n: int) -> list[str]:
-    """`n` names that are not in the scene, each by even chance from a present object's group."""
-    there, names = {thing.name for thing in scene.objects}, []
+    """`n` names of nothing in the scene, each by even chance from a present object's group."""
+    there, names = names_of(scene), []
     while len(names) < n:
         name = rng.choice(rng.choice((NAMES, _MEMBERS[rng.choice(scene.objects).group])))
         if name not in there and name not in names:

@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from mmpt import mini_gqa, mini_vqa
-from mmpt.mme import MME_SUBTASKS
+from mmpt.mini_mme import MME_SUBTASKS
 from mmpt.scenes import BACKGROUNDS, GROUP_OF, NAMES, SEEDS, article, make_scene
 from mmpt.scoring import Metric, accuracy, one_of
-from mmpt.settled import absent, apart, clear_groups, no_text, pick, placed, single
+from mmpt.settled import absent, apart, clear_groups, names_of, no_text, pick, placed, single
 
 YES_NO = ("Yes", "No")
 TRUE_FALSE = ("True", "False")
@@ -247,7 +247,7 @@ def mini_pope(first):
             there = [thing.name for thing in scene.objects]
             near = [name for name in NAMES if GROUP_OF[name] in {GROUP_OF[other] for other in there}]
             pool = {"random": NAMES, "popular": popular, "adversarial": near}[split]
-            missing = rng.choice([name for name in pool if name not in there])
+            missing = rng.choice([name for name in pool if name not in names_of(scene)])
             for name, answer in ((random.Random(seed).choice(there), "Yes"), (missing, "No")):
                 text = f"Is there {article(name)} in the image?"
                 yield SuiteQuestion(f"{split}-{seed - first}-{answer.lower()}", seed, text, (answer,), YES_NO, split)

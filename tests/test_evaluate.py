@@ -8,7 +8,7 @@ from helpers import tiny_backbone
 
 from mmpt.errors import InputError
 from mmpt.evaluate import evaluate, render
-from mmpt.mme import MME_SUBTASKS
+from mmpt.mini_mme import MME_SUBTASKS
 from mmpt.suites import SUITES, TOGETHER
 from mmpt.tasks import TASKS
 

@@ -4,7 +4,18 @@ A subtask is a function `(scene, rng)` that returns both questions in this order
 """
 
 from mmpt.scenes import BACKGROUNDS, WORDS, article
-from mmpt.settled import absent, alike, alone, apart, clear_groups, no_text, of_clear_colour, pick, single
+from mmpt.settled import (
+    absent,
+    alike,
+    alone,
+    apart,
+    clear_groups,
+    close_colours,
+    no_text,
+    of_clear_colour,
+    pick,
+    single,
+)
 
 
 def _existence(scene, rng):
@@ -32,8 +43,8 @@ def _color(scene, rng):
     thing = pick(rng, [thing for thing in single(scene) if thing in of_clear_colour(scene)])
     if not thing:
         return None
-    near = {thing.colour, "brown", "orange", "gray"}
-    other = rng.choice([colour for colour in BACKGROUNDS if colour not in near])
+    far = [c for c in BACKGROUNDS if c not in (thing.colour, "brown", "orange", "gray")]
+    other = rng.choice([c for c in far if not close_colours(thing.colour, c)])
     return [f"Is the {thing.name} in this image mainly {colour}?" for colour in (thing.colour, other)]
 
 
@@ -55,16 +66,17 @@ _USES = {
     "travel in or on": ("vehicle",),
     "wear": ("clothing",),
     "make music with": ("instrument",),
-    "move into": ("building",),
-}
+    "live in": ("house", "castle"),
+}  # a use → groups or names
 
 
 def _commonsense(scene, rng):
-    thing = pick(rng, [t for t in alone(scene) if any(t.group in groups for groups in _USES.values())])
+    fitting = {t.name: use for t in alone(scene) for use, kinds in _USES.items() if {t.group, t.name} & {*kinds}}
+    thing = pick(rng, [t for t in alone(scene) if t.name in fitting])
     if not thing:
         return None
     at = "in the middle" if thing.place == "middle" else f"at the {thing.place}"
-    right = next(use for use, groups in _USES.items() if thing.group in groups)
+    right = fitting[thing.name]
     other = rng.choice([use for use in _USES if use != right])
     return [f"Can people usually {use} what is {at} of this image?" for use in (right, other)]
 
