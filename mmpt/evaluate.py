@@ -34,6 +34,7 @@ def evaluate(
     batch: int = 16,
     data: str | Path | None = None,
     tasks: Iterable[str] = ("all",),
+    skip: int = 0,
 ) -> dict:
     """Answer a suite's questions greedily and score them.
 
@@ -44,6 +45,7 @@ def evaluate(
             each subtask or split of a zero-shot suite (by default all).
         data: folder with a copy of the benchmark; by default it comes from the hub.
         tasks: of "tasks": which of `mmpt.tasks.TASKS`, or "all".
+        skip: of "tasks": how many questions of each task to leave out first, such as those that a rate was chosen by.
 
     Returns:
         dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
@@ -73,7 +75,7 @@ def evaluate(
     elif suite == "base":
         result = _base(backbone, limit or OWN[suite], batch)
     elif suite == "tasks":
-        result = _tasks(backbone, tasks, limit or OWN[suite], batch)
+        result = _tasks(backbone, tasks, limit or OWN[suite], skip, batch)
     else:
         result = (_together if suite in TOGETHER else zero_shot)(backbone, suite, limit, batch)
     return (
@@ -105,10 +107,10 @@ def _base(backbone, n, batch):
     return {"n": n, "seed": seed, "figures": _per_cent(figures)}
 
 
-def _tasks(backbone, tasks, n, batch):
+def _tasks(backbone, tasks, n, skip, batch):
     seed, names = SEEDS["validation"], [name for name in TASKS if name in tasks or "all" in tasks]
     first = {name: seed + (number << 20) for number, name in enumerate(TASKS)}
-    asked = [pair for name in names for pair in questions_of(name, n, first[name])]
+    asked = [pair for name in names for pair in questions_of(name, skip + n, first[name])[skip:]]
     questions = [question for _, question in asked]
     answers = _answers(
         backbone, [scene.image for scene, _ in asked], [q.question for q in questions], batch, max_new_tokens=48

@@ -30,7 +30,8 @@ class Budget:
         seeds: of the main rows; ablations take the first.
         grid: factors of a method's learning rates that are tried; one factor: no trial.
         limit: questions of each subtask or split of a suite; None: all.
-        validation: fresh questions of each tuning task, by which the grid is judged; of fewer tasks as many in all.
+        validation: fresh questions of each tuning task, by which the grid is judged, and others by which a row is
+            measured; of fewer tasks as many in all.
     """
 
     name: str
@@ -198,18 +199,33 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
         InputError: what is there was measured on another budget.
     """
     file = results / f"{experiment.name}-s{seed}.json"
-    budget_used = json.loads(json.dumps(asdict(budget)))
-    if file.exists():
-        result = json.loads(file.read_text())
-        if result["budget"] != budget_used:
-            raise InputError(f"{file} was measured on another budget; remove it, or give another --results.")
+    if result := _measured(file, budget):
         return result
     factor = _best_factor(experiment, budget, results, work) if experiment.method else None
-    result = {"experiment": experiment.name, "seed": seed, "factor": factor, "budget": budget_used}
+    result = {"experiment": experiment.name, "seed": seed, "factor": factor}
     result |= _in_own_process(_measure, experiment, seed, factor, budget, work, experiment.suites)
-    results.mkdir(parents=True, exist_ok=True)
+    return _keep(file, result, budget)
+
+
+def _measured(file, budget):
+    """What `file` holds, None if there is none; InputError if that was measured on another budget."""
+    if not file.exists():
+        return None
+    result = json.loads(file.read_text())
+    if result["budget"] != _plain(budget):
+        raise InputError(f"{file} was measured on another budget; remove it, or give another --results.")
+    return result
+
+
+def _keep(file, result, budget):
+    result |= {"budget": _plain(budget)}
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(result, indent=1) + "\n")
     return result
+
+
+def _plain(budget):
+    return json.loads(json.dumps(asdict(budget)))  # as a file gives it back
 
 
 def _best_factor(experiment, budget, results, work):
@@ -217,14 +233,13 @@ def _best_factor(experiment, budget, results, work):
     if len(budget.grid) == 1:
         return budget.grid[0]
     file = results / "grid" / f"{experiment.method}.json"
-    tried = json.loads(file.read_text()) if file.exists() else {}
+    tried = (_measured(file, budget) or {"tried": {}})["tried"]
     plain = next(row for row in MAIN if row.name == experiment.method)  # an ablation takes its method's
     for factor in budget.grid:
         if f"{factor:g}" not in tried:
             outcome = _in_own_process(_measure, plain, budget.seeds[0], factor, budget, work, None)
             tried[f"{factor:g}"] = outcome["tasks"]["figures"]["mean"]
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, json.dumps(tried, indent=1) + "\n")
+            _keep(file, {"tried": tried}, budget)
     return max(budget.grid, key=lambda factor: tried[f"{factor:g}"])
 
 
@@ -255,7 +270,8 @@ def _measure(experiment, seed, factor, budget, work, suites):
         backbone.name = "tiny"  # which a whole tuned model still is, wherever it lies
     each = budget.validation if "all" in experiment.tasks else budget.validation * len(TASKS) // len(experiment.tasks)
     result = {"base_parameters": base_parameters, "tuning": tuning}
-    result["tasks"] = evaluate(backbone, "tasks", limit=each, tasks=experiment.tasks)
+    # Rates are chosen on the first questions, rows are measured on those that follow.
+    result["tasks"] = evaluate(backbone, "tasks", limit=each, skip=each if suites else 0, tasks=experiment.tasks)
     if suites:
         result["suites"] = evaluate(backbone, suites, limit=budget.limit)
         if whole:

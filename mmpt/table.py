@@ -27,9 +27,9 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
     Returns:
         dict with method, seeds, tuned (parameters), share (per cent), questions_s (a second while tuning), peak_mib,
         minutes (of tuning); tasks (right answers to fresh questions of what was tuned, per cent) and "tasks chance" (a
-        guess without looking), where measured; for each suite and AVERAGE its chief figure, with low and high ends of
-        the 95 % interval over questions where there are any, chance, unparsed (per cent, mean over suites), and the
-        standard deviation of AVERAGE over seeds, "seeds_sd" (None for one seed).
+        guess without looking), where measured; for each suite its chief figure, with low and high ends of the 95 %
+        interval over questions and seeds, and for AVERAGE; chance; unparsed (per cent, mean over suites); and
+        "tasks sd" and "Average sd", standard deviations over seeds (None for one seed).
     """
     row = {"method": experiment.row, "seeds": len(results)}
     tuning = [r["tuning"] for r in results if r["tuning"]]
@@ -42,20 +42,32 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
             "minutes": mean(t["seconds"] for t in tuning) / 60,
         }
     if all("tasks" in r for r in results):
-        row["tasks"] = mean(r["tasks"]["figures"]["mean"] for r in results)
+        row["tasks"], row["tasks sd"] = _over_seeds([r["tasks"]["figures"]["mean"] for r in results])
         row["tasks chance"] = results[0]["tasks"]["chance"]["mean"]
     for name in results[0]["suites"]["suites"]:
         suites = [r["suites"]["suites"][name] for r in results]
         chief = next(iter(suites[0]["figures"]))
-        row[name] = mean(s["figures"][chief] for s in suites)
-        row[f"{name} low"], row[f"{name} high"] = (mean(s["interval"][chief][i] for s in suites) for i in (0, 1))
+        row[name], sd = _over_seeds([s["figures"][chief] for s in suites])
+        row[f"{name} low"], row[f"{name} high"] = _interval(row[name], sd, [s["interval"][chief] for s in suites])
         row[f"{name} chance"] = suites[0]["chance"][chief]
-    averages = [r["suites"]["figures"]["average"] for r in results]
-    row[AVERAGE] = mean(averages)
+    row[AVERAGE], row[f"{AVERAGE} sd"] = _over_seeds([r["suites"]["figures"]["average"] for r in results])
     row[f"{AVERAGE} chance"] = results[0]["suites"]["chance"]["average"]
     row["unparsed"] = mean(s["unparsed"] for r in results for s in r["suites"]["suites"].values())
-    row["seeds_sd"] = stdev(averages) if len(averages) > 1 else None
     return row
+
+
+def _over_seeds(values):
+    """Mean and standard deviation; None for one seed."""
+    return mean(values), stdev(values) if len(values) > 1 else None
+
+
+def _interval(value, sd, intervals):
+    """The 95 % interval over questions, which are the same for all seeds, widened by the chance of the seeds."""
+    if sd is None:
+        return intervals[0]
+    questions = mean(high - low for low, high in intervals) / 2
+    half = math.hypot(questions, 1.96 * sd / math.sqrt(len(intervals)))
+    return max(0, value - half), value + half
 
 
 def suites_of(rows: list[dict]) -> list[str]:
@@ -76,15 +88,17 @@ def markdown(rows: list[dict]) -> str:
         )
         lines.append([row["method"], tuned, speed, peak, *(_cell(row, name) for name in columns.values())])
     guesses = next((row for row in rows if "tasks" in row), rows[0])
-    lines.append(["best fixed answer", "", "", "", *(f"{guesses[f'{name} chance']:.1f}" for name in columns.values())])
+    label = "best fixed answer" + " (tuning tasks: a guess)" * ("tasks" in guesses)
+    lines.append([label, "", "", "", *(f"{guesses[f'{name} chance']:.1f}" for name in columns.values())])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _cell(row, name):
-    if name == "tasks":
-        return f"{row[name]:.1f}" if name in row else "–"
-    if name == AVERAGE:
-        return f"**{row[name]:.1f}**" + (f" ± {row['seeds_sd']:.1f}" if row["seeds_sd"] is not None else "")
+    if name not in row:
+        return "–"
+    if name in ("tasks", AVERAGE):
+        sd = row[f"{name} sd"]
+        return f"**{row[name]:.1f}**" + (f" ± {sd:.1f}" if sd is not None else "")
     return f"{row[name]:.1f} [{row[f'{name} low']:.0f}, {row[f'{name} high']:.0f}]"
 
 
@@ -126,7 +140,7 @@ def figure(rows: list[dict]) -> go.Figure:
         )
         panels.add_vline(rows[0][f"{name} chance"], line={"dash": "dot", "color": COLOURS["question"]}, **at)
     panels.update_yaxes(autorange="reversed")
-    note = "95 % intervals over questions; dotted: the best fixed answer" + (
+    note = "95 % intervals over questions and seeds; dotted: the best fixed answer" + (
         ", or a guess without looking" if tuned else ""
     )
     return titled(

@@ -1,7 +1,7 @@
 """Experiments: every row can be tuned, nothing is measured twice, learning rates are chosen on the tuning tasks."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from helpers import backbone_for, config_for, tiny_backbone
 from peft import get_peft_model
 
+import mmpt.evaluate
 import mmpt.experiments
 from mmpt.errors import InputError
 from mmpt.experiments import (
@@ -25,7 +26,7 @@ from mmpt.experiments import (
     tune,
 )
 from mmpt.methods import METHODS
-from mmpt.tasks import TASKS
+from mmpt.tasks import TASKS, questions_of
 
 SMALL = Budget("small", 2, 2, 2, (0,), (1.0,), 2, 2)
 GRID = replace(SMALL, grid=(0.5, 1.0, 2.0))
@@ -103,8 +104,13 @@ def test_what_was_tuned_is_asked_as_it_is_loaded(monkeypatch, tmp_path):
         len(TASKS) // 2
     )
     assert list(found["suites"]["suites"]) == ["mini-vqa", "mini-gqa", "mini-snli-ve"]
-    again = _measure(row, 0, 1.0, small, tmp_path, None)  # a trial of the grid; tuned already
-    assert "suites" not in again and again["tasks"]["figures"] == found["tasks"]["figures"]
+    asked = []
+    monkeypatch.setattr(mmpt.evaluate, "questions_of", lambda *args: asked.append(args) or questions_of(*args))
+    trial = _measure(row, 0, 1.0, small, tmp_path, None)  # of the grid; tuned already
+    assert "suites" not in trial and trial["tasks"]["n"] == found["tasks"]["n"]
+    assert [n for _, n, _ in asked] == [len(TASKS) // 2] * 2
+    _measure(row, 0, 1.0, small, tmp_path, "mpt4lm")  # a row is asked what comes after
+    assert [n for _, n, _ in asked[2:]] == [2 * (len(TASKS) // 2)] * 2
 
 
 @pytest.fixture
@@ -134,7 +140,9 @@ def test_the_rate_is_chosen_on_the_tuning_tasks(measured, tmp_path):
     lora = next(row for row in MAIN if row.name == "lora")
     assert run(lora, 1, GRID, tmp_path, Path("work"))["factor"] == 2.0
     assert measured == [("lora", 0, f, None) for f in GRID.grid] + [("lora", 1, 2.0, "mini")]
-    assert json.loads((tmp_path / "grid" / "lora.json").read_text()) == {"0.5": 5.0, "1": 10.0, "2": 20.0}
+    assert json.loads((tmp_path / "grid" / "lora.json").read_text()) ["tried"] == {
+        "0.5": 5.0, "1": 10.0, "2": 20.0
+    }  # fmt: skip
     measured.clear()
     run(lora, 2, GRID, tmp_path, Path("work"))
     assert measured == [("lora", 2, 2.0, "mini")]
@@ -153,7 +161,10 @@ def test_mpt4lms_parts_are_measured_on_its_own_suites(measured, tmp_path):
 
 def test_an_interrupted_grid_goes_on(measured, tmp_path):
     (tmp_path / "grid").mkdir()
-    (tmp_path / "grid" / "m2pt.json").write_text('{"0.5": 99.0}')
+    budget = json.loads(json.dumps(asdict(GRID)))
+    (tmp_path / "grid" / "m2pt.json").write_text(json.dumps({"tried": {"0.5": 99.0}, "budget": budget}))
+    with pytest.raises(InputError, match="another budget"):
+        run(MAIN[1], 0, replace(GRID, steps=3), tmp_path, Path("work"))
     assert run(MAIN[1], 0, GRID, tmp_path, Path("work"))["factor"] == 0.5
     assert measured == [("m2pt", 0, 1.0, None), ("m2pt", 0, 2.0, None), ("m2pt", 0, 0.5, "mini")]
 

@@ -44,10 +44,13 @@ def test_a_table_has_the_columns_that_were_measured():
 def test_summary(rows):
     align, m2pt = rows
     assert (align["method"], align["seeds"], align["Average"]) == ("Align (untouched)", 1, 20.0)
-    assert align["seeds_sd"] is None and "tuned" not in align
+    assert align["Average sd"] is None and "tuned" not in align
     assert (m2pt["tuned"], m2pt["share"], m2pt["questions_s"], m2pt["minutes"]) == (9, 0.9, 5.0, 2.0)
-    assert m2pt["Average"] == 52.0 and m2pt["seeds_sd"] == pytest.approx(8**0.5)
-    assert (m2pt["mini-vsr"], m2pt["mini-vsr low"], m2pt["mini-vsr high"]) == (65.0, 61.0, 71.0)
+    assert m2pt["Average"] == 52.0 and m2pt["Average sd"] == m2pt["tasks sd"] == pytest.approx(8**0.5)
+    assert (align["mini-vsr"], align["mini-vsr low"], align["mini-vsr high"]) == (40.0, 36.0, 46.0)
+    half = (5**2 + 1.96**2 * 50 / 2) ** 0.5  # questions: 10 / 2; seeds: 60 and 70
+    assert m2pt["mini-vsr"] == 65.0
+    assert (m2pt["mini-vsr low"], m2pt["mini-vsr high"]) == pytest.approx((65 - half, 65 + half))
     assert (m2pt["mini-vsr chance"], m2pt["unparsed"]) == (30.0, 5.0)
     assert (align["tasks"], m2pt["tasks"], m2pt["tasks chance"]) == (21.0, 53.0, 27.0)
 
@@ -55,7 +58,7 @@ def test_summary(rows):
 def test_rows_measured_without_the_tuning_tasks_have_no_cell_for_them(rows):
     older = {key: value for key, value in rows[0].items() if not key.startswith("tasks")}
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown([older, rows[1]]).splitlines()]
-    assert [line[4] for line in lines] == ["tuning tasks", "--:", "–", "53.0", "27.0"]
+    assert [line[4] for line in lines] == ["tuning tasks", "--:", "–", "**53.0** ± 2.8", "27.0"]
     assert "tuning tasks" not in markdown([older])
 
 
@@ -65,14 +68,18 @@ def test_markdown(rows):
     head, _, align, m2pt, chance = (dict(zip(lines[0], line)) for line in lines)
     assert align["tuned"] == "–" and align["*mini-pope*"] == "40.0 [36, 46]" and align["Average"] == "**20.0**"
     assert m2pt["tuned"] == "9 (0.9 %)" and m2pt["Average"] == "**52.0** ± 2.8" and m2pt["questions/s"] == "5.0"
-    assert align["tuning tasks"] == "21.0" and chance["tuning tasks"] == "27.0"
-    assert chance["Method"] == "best fixed answer" and chance["Average"] == "25.0" and chance["*mini-vsr*"] == "30.0"
+    assert align["tuning tasks"] == "**21.0**" and chance["tuning tasks"] == "27.0"
+    assert (
+        chance["Method"] == "best fixed answer (tuning tasks: a guess)"
+        and chance["Average"] == "25.0"
+        and chance["*mini-vsr*"] == "30.0"
+    )
 
 
 def test_csv_holds_every_number(rows):
     read = list(csv.DictReader(io.StringIO(to_csv(rows))))
     assert [row["method"] for row in read] == ["Align (untouched)", "M²PT"]
-    assert read[0]["tuned"] == "" and float(read[1]["mini-mnist high"]) == 71.0
+    assert read[0]["tuned"] == "" and float(read[0]["mini-mnist high"]) == 46.0
     assert set(read[0]) == set(rows[0]) | set(rows[1])
 
 
@@ -81,7 +88,7 @@ def test_figure(rows):
     assert len(traces) == 2 + len(TOGETHER["mini"])
     assert list(traces[0].x) == [21.0, 53.0] and list(traces[1].x) == [20.0, 52.0]
     assert list(traces[2].x) == [40.0, 65.0] and traces[1].error_x.array is None
-    assert list(traces[2].error_x.array) == [6.0, 6.0] and list(traces[2].error_x.arrayminus) == [4.0, 4.0]
+    assert traces[2].error_x.array[0] == 6.0 and traces[2].error_x.arrayminus[0] == 4.0
 
 
 def test_files(rows, tmp_path):
