@@ -48,7 +48,8 @@ def evaluate(
         skip: of "tasks": how many questions of each task to leave out first, such as those that a rate was chosen by.
 
     Returns:
-        dict with suite, n (questions), seed (first scene), seconds, versions, figures (name → per cent) and chance.
+        dict with suite, backbone, n (questions), figures (name → per cent; MME's are sums), seconds, torch,
+        transformers and machine; of what is drawn also seed (of the first picture); of all but "base" also chance.
         "tasks": figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score` returns, for the
         generated answers, and for closed sets once more under "choice", for the option of greatest log-probability;
         "mini" and "mpt4lm": `suites` (name → that) and as figures the chief figure of each, with their average.

@@ -175,12 +175,12 @@ def run_table(name: str, budget: Budget, results: Path, work: Path) -> list[tupl
     experiments = rows_of(name)
     make_folder(results)  # told before the work rather than after
     seeds = budget.seeds if name in ("main", "quick") else budget.seeds[:1]
-    jobs = [(e, seed) for seed in seeds for e in experiments if e.method or seed == seeds[0]]
-    found = {id(experiment): [] for experiment in experiments}  # its fields are a dict: no key
-    for n, (experiment, seed) in enumerate(jobs, 1):
+    rows = [(experiment, []) for experiment in experiments]
+    jobs = [(row, seed) for seed in seeds for row in rows if row[0].method or seed == seeds[0]]
+    for n, ((experiment, found), seed) in enumerate(jobs, 1):
         print(f"{n} of {len(jobs)}: {experiment.row}, seed {seed}", file=sys.stderr)
-        found[id(experiment)].append(run(experiment, seed, budget, results, work))
-    return [(experiment, found[id(experiment)]) for experiment in experiments]
+        found.append(run(experiment, seed, budget, results, work))
+    return rows
 
 
 def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: Path) -> dict:
@@ -259,7 +259,8 @@ def _measure(experiment, seed, factor, budget, work, suites):
     import mmpt
     from mmpt.evaluate import evaluate
 
-    backbone, tuning = METHODS[experiment.method].load("tiny") if experiment.method else mmpt.load("tiny"), {}
+    backbone = METHODS[experiment.method].load("tiny") if experiment.method else mmpt.load("tiny")
+    tuning = {}
     base_parameters = sum(p.numel() for name, p in backbone.model.named_parameters() if "projector" not in name)
     whole = experiment.method == "full"
     if experiment.method:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mmpt.programs import LARGER, RELATIONS, THING, Program, Unsettled, entailed, execute, kind_of
-from mmpt.scenes import BACKGROUNDS, GROUPS, PLACES, Scene, article, make_scene
+from mmpt.scenes import BACKGROUNDS, GROUPS, PLACES, Scene, article, at, make_scene
 from mmpt.settled import absent
 
 EACH = 80
@@ -181,7 +181,7 @@ def _an(things):
 
 def _value_worded(attribute, value):
     if attribute == "place":
-        return "in the middle" if value == "middle" else f"at the {value}"
+        return at(value)
     if attribute == "group" and value not in NOUNS:
         return f"something of the kind {value}"
     return article(value) if attribute in ("group", "name") else value

@@ -3,7 +3,7 @@
 A subtask is a function `(scene, rng)` that returns both questions in this order, or None where the scene does not fit.
 """
 
-from mmpt.scenes import BACKGROUNDS, WORDS, article
+from mmpt.scenes import BACKGROUNDS, WORDS, article, at
 from mmpt.settled import (
     absent,
     alike,
@@ -75,10 +75,9 @@ def _commonsense(scene, rng):
     thing = pick(rng, [t for t in alone(scene) if t.name in fitting])
     if not thing:
         return None
-    at = "in the middle" if thing.place == "middle" else f"at the {thing.place}"
     right = fitting[thing.name]
     other = rng.choice([use for use in _USES if use != right])
-    return [f"Can people usually {use} what is {at} of this image?" for use in (right, other)]
+    return [f"Can people usually {use} what is {at(thing.place)} of this image?" for use in (right, other)]
 
 
 def _calculation(scene, rng):

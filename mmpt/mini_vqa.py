@@ -13,7 +13,7 @@ import random
 from collections import Counter
 
 from mmpt.mini_gqa import NOUNS
-from mmpt.scenes import BACKGROUNDS, Scene
+from mmpt.scenes import BACKGROUNDS, Scene, at
 from mmpt.settled import alone, clear_groups, close_colours, first, no_text, pick, single
 
 STRAYS, MOST_STRAYS = 0.2, 4
@@ -114,8 +114,7 @@ def _rightmost(scene, rng):
 
 def _colour_at(scene, rng):
     thing = pick(rng, [t for t in alone(scene) if t.colour])
-    at = thing and ("in the middle" if thing.place == "middle" else f"at the {thing.place}")
-    return thing and _colour(f"What's the colour of the object {at}?", thing.colour)
+    return thing and _colour(f"What's the colour of the object {at(thing.place)}?", thing.colour)
 
 
 def _pair(scene, rng):

@@ -150,6 +150,11 @@ def article(name: str) -> str:
     return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
 
 
+def at(place: str) -> str:
+    """`at("top left")` → "at the top left"; the middle is one "in" which things are."""
+    return "in the middle" if place == "middle" else f"at the {place}"
+
+
 def make_scene(seed: int, size: int = 112, *, n_objects: int | None = None, text: float = 0.2) -> Scene:
     """Draw the scene of `seed`: a `size` × `size` picture with `n_objects` (1 to 5, by default drawn) objects.
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from mmpt.errors import InputError
 from mmpt.questions import TASKS, Question, Task, ask, ask_letter, correct, listed, task
-from mmpt.scenes import BACKGROUNDS, GROUPS, WORDS, Scene, article, make_scene
+from mmpt.scenes import BACKGROUNDS, GROUPS, WORDS, Scene, article, at, make_scene
 from mmpt.settled import (
     absent,
     alike,
@@ -77,10 +77,6 @@ def check_tasks(names: Iterable[str]) -> tuple[str, ...]:
         problem = f"There is no task {unknown[0]!r}" if unknown else "No task is named"
         raise InputError(f"{problem}; give all, or some of {', '.join(TASKS)}.")
     return names
-
-
-def _at(place):
-    return "in the middle" if place == "middle" else f"at the {place}"
 
 
 # fmt: off
@@ -156,7 +152,7 @@ def letter_background(scene, rng):
       "What stands {at}? Answer with one word.")
 def at_place(scene, rng):
     thing = pick(rng, alone(scene))
-    return thing and ask(thing.name, at=_at(thing.place))
+    return thing and ask(thing.name, at=at(thing.place))
 
 @task("place", 0.13, 0.85, "The place of a given object.",
       "Where is the {x}?", "In which part of the picture is the {x}?",
@@ -260,7 +256,7 @@ def group_at(scene, rng):
         return None
     wrong = rng.choice([g for g in GROUPS if not alike(g, thing.group)])
     third = rng.choice([g for g in GROUPS if not alike(g, thing.group) and not alike(g, wrong)])
-    return ask(thing.group, options=rng.sample((thing.group, wrong, third), 3), at=_at(thing.place))
+    return ask(thing.group, options=rng.sample((thing.group, wrong, third), 3), at=at(thing.place))
 
 @task("name", 0.01, 0.68, "The one object of a given group.",
       "Which object belongs to the group {g}?", "Name the object that belongs to the group {g}.",

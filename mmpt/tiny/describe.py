@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 
-from mmpt.scenes import NAMES, Scene, article
+from mmpt.scenes import NAMES, Scene, article, at
 
 QUESTION = "Describe the picture."
 QUESTIONS = (QUESTION, "What does the picture show?", "Describe everything that you see.")
@@ -17,18 +17,14 @@ def describe(scene: Scene) -> str:
     right. A sign at the bottom says stop."
     """
     count = len(scene.objects)
-    things = ", ".join(f"{article(t.size)} {t.name} {_at(t.place)}" for t in scene.objects)
+    things = ", ".join(f"{article(t.size)} {t.name} {at(t.place)}" for t in scene.objects)
     objects = "object" if count == 1 else "objects"
     text = f"{article(scene.background).capitalize()} background with {_COUNTS[count]} {objects}: {things}."
     if scene.digit:
-        text += f" The digit {scene.digit.name} is {_at(scene.digit.place)}."
+        text += f" The digit {scene.digit.name} is {at(scene.digit.place)}."
     if scene.word:
-        text += f" A sign {_at(scene.word.place)} says {scene.word.name}."
+        text += f" A sign {at(scene.word.place)} says {scene.word.name}."
     return text
-
-
-def _at(place):
-    return "in the middle" if place == "middle" else f"at the {place}"
 
 
 _OBJECT = re.compile(r"\b(small|large) (\w+) (?:at|in) the ((?:top|bottom)(?: left| right)?|left|right|middle)\b")
