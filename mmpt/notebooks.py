@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from IPython.display import HTML, Code
+from peft import PeftConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper
 from PIL import Image
 from transformers.utils import logging
 
@@ -31,6 +33,22 @@ warnings.filterwarnings("ignore", message="Adapter name")
 def budget(full: Any, fast: Any) -> Any:
     """`full`; `fast` where the environment says MMPT_FAST=1, as the tests do."""
     return fast if os.environ.get("MMPT_FAST") == "1" else full
+
+
+def put_on(model: PeftModel, name: str, config: PeftConfig) -> None:
+    """Add an adapter; one of that name from an earlier run of the cell goes first."""
+    if name in model.peft_config:
+        model.delete_adapter(name)
+    model.add_adapter(name, config)
+
+
+def unload(backbone: Any) -> None:
+    """Take all adapters off, such as those of an earlier run of the cell; the untouched model is left."""
+    if isinstance(backbone.model, PeftModel):
+        for module in backbone.model.modules():
+            if isinstance(module, ModulesToSaveWrapper):
+                module.set_adapter([])  # else PEFT would leave LoRA's tuned copy of the projector behind
+        backbone.model = backbone.model.unload()
 
 
 def show_source(thing: Any) -> Code:

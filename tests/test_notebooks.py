@@ -7,9 +7,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import torch
+from helpers import config_for, tiny_backbone, tuned_backbone
+from peft import get_peft_model
 
 from mmpt.exercises import EXERCISES, check
-from mmpt.notebooks import execute
+from mmpt.m2pt import M2PTConfig
+from mmpt.notebooks import execute, put_on, unload
 
 pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parent.parent
@@ -102,3 +105,26 @@ def test_is_stored_without_outputs(path):
     assert "widgets" not in book["metadata"]
     for cell in book["cells"]:
         assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+def test_an_adapter_is_put_on_anew_when_its_cell_runs_again():
+    model = tuned_backbone().model
+    for prompts in (2, 4):
+        put_on(model, "mine", M2PTConfig(num_textual_prompts=prompts))
+    assert model.peft_config["mine"].num_textual_prompts == 4
+    assert set(model.peft_config) == {"default", "mine"}
+
+
+@pytest.mark.parametrize("method", ["m2pt", "lora"])
+def test_unload_leaves_the_untouched_model(method):
+    backbone = tiny_backbone()
+    unload(backbone)  # which may carry nothing yet
+    plain, before = backbone.model, {name: p.clone() for name, p in backbone.model.named_parameters()}
+    backbone.model = get_peft_model(plain, config_for(method, backbone))
+    for parameter in backbone.model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.ones_(parameter)
+    unload(backbone)
+    after = dict(backbone.model.named_parameters())
+    assert backbone.model is plain and after.keys() == before.keys()
+    assert all(torch.equal(after[name], value) for name, value in before.items())
