@@ -1,7 +1,9 @@
 """The checker: right answers pass, every slip is told apart, and what differs is said in one sentence."""
 
 import random
+import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +76,10 @@ def test_the_first_wrong_value_is_named():
         (2.0, 2, None),
         (2.0, 2.1, "it should return 2.0, but returned 2.1"),
         (2.0, torch.tensor(2.0), None),
+        (2.0, np.float32(2.0), None),
+        (True, np.bool_(True), None),
+        (True, torch.tensor(True), None),
+        (3, np.int64(3), None),
         (3, 3.0, "it should return 3, but returned 3.0"),
         (True, 1, "it should return True, but returned 1"),
         ((1.0, 2.0), (1.0, 3.0), "in part 1 of what is returned, it should return 2.0, but returned 3.0"),
@@ -93,6 +99,29 @@ def test_a_function_cannot_change_what_it_is_compared_with():
         return embeds
 
     assert check("merge", in_place).passed
+
+
+def normal(text, leading=("a", "an", "the")):
+    words = text.lower().strip().removesuffix(".").split()
+    return words[1:] if words[:1] in [[article] for article in leading] else words
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda text: normal(text, leading=("a", "an")),
+        lambda text: normal(text.rstrip(".")),
+        lambda text: sorted(normal(text)),
+        lambda text: "".join(normal(text)),
+        lambda text: normal(text.replace(".", "")),
+        lambda text: re.sub(r"^(a|an|the) ", "", text.lower().strip().removesuffix(".")),
+    ],
+    ids=["minds the", "any dots at the end", "any order", "no spaces", "no punctuation", "minds doubled spaces"],
+)
+@pytest.mark.parametrize("seed", range(5))
+def test_what_is_nearly_the_same_answer_never_passes(wrong, seed):
+    assert check("same_answer", lambda truth, given: normal(truth) == normal(given), seed).passed
+    assert not check("same_answer", lambda truth, given: wrong(truth) == wrong(given), seed).passed
 
 
 def test_unknown_exercise():

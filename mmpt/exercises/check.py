@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,21 +18,25 @@ TRIALS = 20
 
 @dataclass(frozen=True)
 class Exercise:
-    """`inputs(rng)` draws arguments; `slips` are wrong functions that people write, each with what to tell them."""
+    """`inputs(rng)` draws arguments; `slips` are wrong functions that people write, each with what to tell them.
+
+    Arguments in `always` are tried at every check: those that a draw would often miss.
+    """
 
     solution: Callable
     inputs: Callable[[random.Random], tuple]
     slips: tuple[tuple[Callable, str], ...] = ()
+    always: tuple[tuple, ...] = ()
 
 
 EXERCISES: dict[str, Exercise] = {}
 
 
-def exercise(name: str, inputs: Callable[[random.Random], tuple], *slips: tuple[Callable, str]):
+def exercise(name: str, inputs: Callable[[random.Random], tuple], *slips: tuple[Callable, str], always=()):
     """Register a function as the solution of the exercise `name`."""
 
     def register(solution):
-        EXERCISES[name] = Exercise(solution, inputs, slips)
+        EXERCISES[name] = Exercise(solution, inputs, slips, always)
         return solution
 
     return register
@@ -65,7 +70,7 @@ def check(name: str, function: Callable, seed: int | None = None) -> Verdict:
     if name not in EXERCISES:
         raise InputError(f"There is no exercise {name!r}; choose one of {', '.join(EXERCISES)}.")
     task, rng = EXERCISES[name], random.Random(seed)
-    cases = [task.inputs(rng) for _ in range(TRIALS)]
+    cases = [*task.always, *(task.inputs(rng) for _ in range(TRIALS))]
     for arguments in cases:
         expected = task.solution(*copy.deepcopy(arguments))
         try:
@@ -105,7 +110,7 @@ def difference(expected: Any, got: Any) -> str | None:
         if missing:
             return f"{missing[0]!r} is missing from what it returned"
         return f"{extra[0]!r} should not be in what it returned" if extra else None
-    if isinstance(got, Tensor) and got.numel() == 1:
+    if isinstance(got, np.generic) or isinstance(got, Tensor) and got.numel() == 1:
         got = got.item()
     if isinstance(expected, float) and isinstance(got, (int, float)):
         right = abs(got - expected) <= 1e-6 + 1e-4 * abs(expected)

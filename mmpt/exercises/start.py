@@ -7,7 +7,8 @@ from mmpt.questions import Question, correct
 
 _ANSWERS = (("a cow", "A cow."), ("a cow", "the cow"), ("2", "2"), ("2", "12"), ("no", "I do not know"),
             ("a cat", "a cat and a dog"), ("an apple", " An  apple"), ("No", "no."), ("a moon", "a bell"),
-            ("top left", "Top left."), ("a fox", "fox"), ("yes", "Yes, there is"))  # fmt: skip
+            ("top left", "Top left."), ("a fox", "fox"), ("yes", "Yes, there is"), ("top left", "left top"),
+            ("3.5", "35"), ("a cow", "a cow.."), ("red", "re d"))  # fmt: skip
 
 
 def _contains(truth, given):
@@ -23,6 +24,7 @@ def _exactly(truth, given):
     lambda rng: rng.choice(_ANSWERS),
     (_contains, 'that the truth occurs in the answer does not make it right: "no" occurs in "I do not know".'),
     (_exactly, 'letter for letter is too strict: "A cow." says the same as "a cow".'),
+    always=_ANSWERS,
 )
 def same_answer(truth: str, given: str) -> bool:
     return correct(Question("", "", truth, "name"), given)
