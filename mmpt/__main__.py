@@ -106,7 +106,8 @@ def explain(args):
 
 def score(args):
     from mmpt.files import check_writable, write_whole
-    from mmpt.scoring import read_answered, render, score
+    from mmpt.predictions import read_answered
+    from mmpt.scoring import render, score
 
     if args.json:
         check_writable(args.json)

@@ -9,13 +9,13 @@ import pytest
 from mmpt.__main__ import main
 from mmpt.bootstrap import bootstrap
 from mmpt.errors import InputError
+from mmpt.predictions import read_answered
 from mmpt.scoring import (
     METRICS,
     Answered,
     mme_official,
     one_of,
     pope_official,
-    read_answered,
     score,
 )
 from mmpt.vqa import normalise, soft_accuracy
