@@ -56,7 +56,10 @@ def tasks(results: dict[str, dict]) -> tuple[pd.DataFrame, go.Figure]:
     frame = pd.DataFrame(columns).rename_axis("task").reset_index()
     values = torch.tensor(frame[list(columns)].to_numpy())
     text = [[f"{value:.0f}" for value in row] for row in values.tolist()]
-    note = "In brackets: how many fresh questions. “Best guess”: the best that one can do without the picture."
+    note = (
+        "In brackets: how many fresh questions. “Best guess”: without the picture, and without knowing of what kind or "
+        "colour a named thing is."
+    )
     plot = figures.matrix(
         values, list(frame["task"]), list(columns), "Right answers, task by task", note, "%", text=text
     )
