@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
@@ -64,16 +65,17 @@ class Backbone:
         Returns its name: the given one, or the folder's, numbered where another folder's adapter has that already.
 
         Raises:
-            InputError: no such adapter, or one made for another backbone.
+            InputError: no such adapter, one made for another backbone, or a name that another adapter has; then the
+                model is as it was.
         """
         folder = Path(os.path.abspath(adapter_folder(adapter)))  # a link keeps its own name
         self._check_home(folder)
         loaded = self.model.peft_config if isinstance(self.model, PeftModel) else {}
         name = name or free_name(folder, {n: self.adapters.get(n) for n in loaded})
-        if not isinstance(self.model, PeftModel):
-            self.model = self._loading(PeftModel.from_pretrained, self.model, folder, adapter_name=name)
-        elif name not in loaded:
-            self._loading(self.model.load_adapter, folder, adapter_name=name)
+        if name not in loaded:
+            self._load(folder, name)
+        elif self.adapters.get(name) != folder:
+            raise InputError(f"The name {name!r} is taken by another adapter than that in {folder}; give another.")
         self.adapters[name] = folder
         self.model.set_adapter(name)
         self.model.eval()
@@ -89,19 +91,36 @@ class Backbone:
                 "adapter's adapter_config.json, base_model_name_or_path."
             )
 
-    def _loading(self, load, *args, **kwargs):
+    def _load(self, folder, name):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # PEFT's, of its words for transformers
-                return load(*args, **kwargs)
-        except (RuntimeError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
+                if isinstance(self.model, PeftModel):
+                    self.model.load_adapter(folder, adapter_name=name)
+                else:
+                    self.model = PeftModel.from_pretrained(self.model, folder, adapter_name=name)
+        except Exception as error:
+            self._take_off(folder, name)
+            if isinstance(error, SafetensorError):
+                raise InputError(f"The weights in {folder} are damaged ({error}); copy or tune them again.") from error
+            if not isinstance(error, (RuntimeError, ValueError, KeyError)):
+                raise
             raise InputError(
-                f"The adapter in {args[-1]} does not fit the backbone {self.name}: {reason} "
+                f"The adapter in {folder} does not fit the backbone {self.name}: {str(error).strip().splitlines()[0]} "
                 "Load it on the backbone that it was tuned on."
             ) from error
-        except SafetensorError as error:
-            raise InputError(f"The weights in {args[-1]} are damaged ({error}); copy or tune them again.") from error
+
+    def _take_off(self, folder, name):
+        """PEFT puts an adapter on, with random weights, before it reads its own: one that failed must not stay."""
+        if isinstance(self.model, PeftModel):
+            if name in self.model.peft_config:
+                self.model.delete_adapter(name)
+            return
+        if any(isinstance(module, BaseTunerLayer) for module in self.model.modules()):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # of wrapping it for a second time
+                get_peft_model(self.model, PeftConfig.from_pretrained(folder), name).unload()
+        vars(self.model).pop("peft_config", None)
 
     @contextmanager
     def use(self, adapter: str | None):

@@ -6,6 +6,8 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
 from transformers import PaliGemmaProcessor
@@ -303,6 +305,40 @@ def test_folders_of_one_name_are_several_adapters(tmp_path):
     alone.model.delete_adapter("final")
     (tmp_path / "latest").symlink_to(folders[0])
     assert alone.add_adapter(tmp_path / "latest") == "latest" and alone.answer(image, ["What?"], 6) == expected
+
+
+@pytest.mark.parametrize("kind", ["shape", "file"])
+@pytest.mark.parametrize("config", [M2PTConfig(num_textual_prompts=3), LoraConfig(target_modules=["q_proj"])])
+@torch.no_grad()
+def test_an_adapter_that_fails_to_load_leaves_nothing(tmp_path, scenes, config, kind):
+    tuned = tiny_backbone()
+    tuned.model = get_peft_model(tuned.model, deepcopy(config))
+    for name in ("good", "bad"):
+        tuned.model.save_pretrained(tmp_path / name)
+    weights = tmp_path / "bad" / "adapter_model.safetensors"
+    if kind == "file":
+        weights.write_bytes(weights.read_bytes()[:100])
+    else:
+        tensors = load_file(weights)
+        save_file({k: v[..., :-1].contiguous() for k, v in tensors.items()}, weights)
+
+    backbone = tiny_backbone()
+    inputs, modules = backbone.inputs([scenes[0].image], ["What?"]), str(backbone.model)
+    plain = backbone.model(**inputs).logits
+    for name in ("mine", "mine", None):
+        with pytest.raises(InputError, match="does not fit the backbone|are damaged"):
+            backbone.add_adapter(tmp_path / "bad", name)
+        assert str(backbone.model) == modules and not hasattr(backbone.model, "peft_config")
+        assert torch.equal(backbone.model(**inputs).logits, plain)
+    backbone.add_adapter(tmp_path / "good", "mine")
+    expected = backbone.model(**inputs).logits
+    for name in ("other", "other", None):
+        with pytest.raises(InputError, match="does not fit the backbone|are damaged"):
+            backbone.add_adapter(tmp_path / "bad", name)
+        assert list(backbone.model.peft_config) == ["mine"] == list(backbone.adapters)
+        assert torch.equal(backbone.model(**inputs).logits, expected)
+    with pytest.raises(InputError, match="'mine' is taken by another adapter than that in .*bad; give another"):
+        backbone.add_adapter(tmp_path / "bad", "mine")
 
 
 def test_a_shipped_name_and_a_path(tmp_path, monkeypatch):
