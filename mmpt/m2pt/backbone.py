@@ -203,7 +203,8 @@ def images_by_row(counts: list[int], lengths: list[int]) -> list[range]:
         raise ValueError(
             f"The rows hold {counts} image placeholders, but the {len(lengths)} images want {lengths}: prepare the "
             "text with the processor of the base model, unchanged; M2PT makes room for its prompts itself. Features "
-            "passed as mm_encoder_outputs must come from the adapter that is active now."
+            "passed as mm_encoder_outputs must come from the adapter that is active now, whole: leave "
+            "prefill_chunk_size out."
         )
     # An image without placeholders would make `index` ambiguous; the tower never yields one.
     return [range(ends.index(a), ends.index(b)) for a, b in pairwise(bounds)]

@@ -135,10 +135,10 @@ class Hooks:
         kwargs = self._encode_images(host, kwargs)
         if seen == 0:
             call = self._make_room(adapter, kwargs)
-        elif (kwargs.get("mm_encoder_outputs") or {}).get("image") and self.layer.settings[adapter].extra_tokens:
+        elif (kwargs.get("mm_encoder_outputs") or {}).get("image") and self.layer.settings[adapter].at_pictures:
             raise ValueError(
                 f"The cache already holds {seen} columns: M2PT makes room for pictures in the first call of a cache "
-                "only; start from an empty cache with the whole conversation."
+                "only; start from an empty cache with the whole conversation, and leave prefill_chunk_size out."
             )
         else:
             call = self._continue(kwargs, known, seen)
@@ -176,8 +176,7 @@ class Hooks:
         else:
             kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
         if settings.attention_layers and mask is not None and kwargs.get("position_ids") is None:
-            # Keys of prompts inside attention have no position, so a token's must not depend on its row's padding.
-            kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0) + b.family.first_position
+            kwargs["position_ids"] = self._unpadded(mask)
         mask = kwargs["attention_mask"] = layout.mask(mask)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
@@ -199,13 +198,16 @@ class Hooks:
                 f"{T} are given: pass the mask of all {seen - known.added + T}."
             )
         kwargs["attention_mask"] = known.extend(known.mask, mask, seen + T)
+        prompted = self.layer.settings[known.adapter].attention_layers
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = kwargs["position_ids"] + known.shift
         elif (counted := self._positions(kwargs)) is not None:
             kwargs["position_ids"] = counted[..., -T:]
-        if known.early_mask is None and not self.layer.settings[known.adapter].attention_layers:
+        elif prompted and kwargs["attention_mask"] is not None:
+            kwargs["position_ids"] = self._unpadded(kwargs["attention_mask"])[:, -T:]
+        if known.early_mask is None and not prompted:
             return None
-        early = known.extend(known.early_mask, mask, seen + T)
+        early = None if known.early_mask is None else known.extend(known.early_mask, mask, seen + T)
         return Call(known.adapter, None, self._early(early, kwargs, (B, T)), known)
 
     def _positions(self, kwargs: dict) -> Tensor | None:
@@ -217,6 +219,13 @@ class Hooks:
         if ids is not None:
             given["inputs_embeds"] = torch.empty(*ids.shape, 0, device=ids.device)  # of which it takes the shape
         return host.compute_3d_position_ids(**given)
+
+    def _unpadded(self, mask: Tensor) -> Tensor:
+        """(B, columns) positions that padding does not advance.
+
+        Keys of prompts inside attention have no position, so a token's must not depend on its row's padding.
+        """
+        return (mask.cumsum(1) - 1).clamp(min=0) + self.layer.backbone.family.first_position
 
     def _early(self, mask: Tensor | None, kwargs: dict, shape: tuple[int, int]) -> Any:
         """The attention mask, as the host's attention wants it, of blocks for which the slots are not there yet."""

@@ -43,6 +43,11 @@ class Settings:
         """Tokens that each image brings to the LLM beside its patches."""
         return self.config.num_visual_prompts if self.config.visual_readout != "none" else 0
 
+    @property
+    def at_pictures(self) -> bool:
+        """Whether pictures say where slots go."""
+        return self.extra_tokens > 0 or self.config.textual_position == "before_instruction"
+
 
 class M2PTLayer(nn.Module, BaseTunerLayer):
     """All adapters of one host.

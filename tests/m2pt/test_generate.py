@@ -9,6 +9,7 @@ from transformers import DynamicCache
 pytestmark = pytest.mark.unit
 IMAGE = 90
 CASES = [{}, {"textual_position": "before_instruction", "textual_update": "carry"}, {"textual_layers": [1, 2]}]
+INSIDE = [{"num_textual_prompts": n, "num_kv_prompts": 4, "num_feature_prompts": 3} for n in (0, 2)]
 
 
 def greedy(model, batch, steps):
@@ -120,7 +121,7 @@ def test_features_computed_by_the_caller(tools):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + INSIDE, ids=str)
 def test_generate_continues_a_conversation(tools, case):
     """generate() goes on from a cache that holds slots, given the whole conversation."""
     model, batch = tools.tuned(**case), tools.make_batch((1, 1), after=6)
@@ -137,7 +138,7 @@ def test_generate_continues_a_conversation(tools, case):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES + INSIDE, ids=str)
 @pytest.mark.parametrize("positions", [True, False])
 def test_forward_in_two_parts(tools, case, positions):
     """Plain forward with a cache: with or without positions and with the mask that a caller would give."""
@@ -169,6 +170,9 @@ def test_refusals(tools):
     token = {"input_ids": torch.tensor([[5]])}
     with pytest.raises(ValueError, match="first call of a cache"):
         model(**batch, past_key_values=copy.deepcopy(cache))
+    for size in (4, 64):
+        with pytest.raises(ValueError, match="leave prefill_chunk_size out"):
+            generate(model, batch, prefill_chunk_size=size)
     with model.disable_adapter():
         with pytest.raises(ValueError, match="start from an empty cache"):
             model(**token, past_key_values=cache)
@@ -178,6 +182,22 @@ def test_refusals(tools):
     twice = dict(batch, pixel_values=batch["pixel_values"].repeat(2, 1, 1, 1))
     with pytest.raises(ValueError, match="hold \\[9\\] image placeholders, but the 2 images want \\[9, 9\\]"):
         model(**twice)
+
+
+@torch.no_grad()
+def test_a_picture_that_comes_late(tools):
+    """It has its place where it brings no tokens, unless textual prompts ought to follow it."""
+    batch, cut = tools.make_batch((2,)), 4 + tools.PATCHES
+    ids, pixels = batch["input_ids"], batch["pixel_values"]
+    for position in ("first", "before_instruction"):
+        model = tools.tuned(visual_readout="none", textual_position=position)
+        cache = model(input_ids=ids[:, :cut], pixel_values=pixels[:1], use_cache=True).past_key_values
+        rest = {"input_ids": ids[:, cut:], "pixel_values": pixels[1:], "past_key_values": cache}
+        if position == "first":
+            tools.assert_close(model(**rest).logits, model(**batch).logits[:, cut:])
+        else:
+            with pytest.raises(ValueError, match="first call of a cache"):
+                model(**rest)
 
 
 @torch.no_grad()
