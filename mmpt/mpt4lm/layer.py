@@ -96,17 +96,19 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
     def reset_parameters(self, adapter_name: str) -> None:
         """Instruction and visual prompts start as large as token embeddings, adapters as the identity.
 
-        The instruction is drawn from N(0, root mean square of the embedding table), or is the embeddings of
-        `init_token_ids`.
+        The instruction is drawn from N(0, root mean square of all embeddings), or is the embeddings of
+        `init_token_ids`; as they leave their module, which in some LLMs (Gemma) scales them.
         """
-        table, ids = self.host.get_input_embeddings().weight, self.settings[adapter_name].init_token_ids
-        size = 1.0 if table.is_meta else table.float().square().mean().sqrt().item()
+        table, ids = self.host.get_input_embeddings(), self.settings[adapter_name].init_token_ids
+        weight = table.weight
+        every = table(torch.arange(len(weight), device=weight.device))
+        size = 1.0 if weight.is_meta else every.float().square().mean().sqrt().item()
         if adapter_name in self.mpt4lm_instruction:
             instruction = self.mpt4lm_instruction[adapter_name]
             if ids is None:
                 nn.init.normal_(instruction, std=size)
             elif not instruction.is_meta:
-                instruction.copy_(table[ids])
+                instruction.copy_(every[ids])
         if adapter_name in self.mpt4lm_cross_attention:
             self.mpt4lm_cross_attention[adapter_name].reset_parameters(size)
         if adapter_name in self.mpt4lm_adapters:

@@ -6,6 +6,9 @@ from runpy import run_path
 import pytest
 import torch
 from peft import get_peft_model_state_dict
+from transformers import GemmaConfig, GemmaForCausalLM
+
+from mmpt.mpt4lm import VisionBesideLM
 
 pytestmark = pytest.mark.unit
 reference = run_path(str(Path(__file__).with_name("reference.py")))["forward"]
@@ -196,3 +199,20 @@ def test_prompts_start_as_large_as_token_embeddings(tools):
     )
     for vectors in (layer.mpt4lm_instruction["default"], prompts):
         assert 0.8 < vectors.square().mean().sqrt() / size < 1.25
+
+
+@torch.no_grad()
+def test_an_llm_that_scales_its_embeddings(tools):
+    """Gemma's leave their module larger than they are stored; so do the words and sizes that prompts start from."""
+    torch.manual_seed(0)
+    host = tools.make_host()
+    sizes = dict(hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, head_dim=12)
+    llm = GemmaForCausalLM(GemmaConfig(**sizes, num_key_value_heads=2, vocab_size=97)).eval()
+    words, ids = torch.tensor([[11, 12, 13]]), torch.tensor([[5, 6, 7, 8]])
+    expected = llm(torch.cat([words, ids], 1)).logits[:, 3:]
+    size = llm.get_input_embeddings()(torch.arange(97)).square().mean().sqrt()
+    host = VisionBesideLM.of(host.vision_tower, llm)
+    model = tools.tuned(host, randomized=False, num_instruction_tokens=3, init_token_ids=words[0].tolist())
+    tools.assert_close(model(input_ids=ids).logits, expected)
+    drawn = tools.tuned(host, randomized=False, num_instruction_tokens=64).base_model.layer
+    assert 0.8 < drawn.mpt4lm_instruction["default"].square().mean().sqrt() / size < 1.25
