@@ -263,8 +263,9 @@ class Backbone:
         batch = self.inputs(images, questions)
         options = {"max_new_tokens": max_new_tokens, "do_sample": False, "eos_token_id": self.end_ids}
         tokens = self.model.generate(**batch, **options)
-        answers = tokens[:, batch["input_ids"].shape[1] :]
-        return [a.strip() for a in self.processor.batch_decode(answers, skip_special_tokens=True)]
+        if not self.model.config.is_encoder_decoder:
+            tokens = tokens[:, batch["input_ids"].shape[1] :]
+        return [a.strip() for a in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
 
 def free_name(folder: Path, taken: dict[str, Path | None]) -> str:

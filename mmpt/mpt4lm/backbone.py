@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     CLIPVisionModel,
+    GenerationConfig,
     SiglipVisionModel,
     T5ForConditionalGeneration,
     VisionTextDualEncoderProcessor,
@@ -83,15 +84,6 @@ class TextBackbone(Backbone):
             "question_mask": asked[1],
             "labels": torch.cat([torch.full_like(asked[0], -100), labels], 1),
         }
-
-    @torch.inference_mode()
-    def answer(self, images, questions, max_new_tokens: int = 64) -> list[str]:
-        """Greedy answers, one a row."""
-        batch = self.inputs(images, questions)
-        tokens = self.model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
-        if not self.model.config.is_encoder_decoder:
-            tokens = tokens[:, batch["input_ids"].shape[1] :]
-        return [a.strip() for a in self.processor.batch_decode(tokens, skip_special_tokens=True)]
 
     def read(self, images, questions) -> Reading:
         """One picture and one question a row, read; what `mmpt.reading.read` gives for this kind of backbone."""
@@ -174,9 +166,11 @@ def _load_pretrained(name, tower, dtype):
         kind, features = _TOWERS.get(seeing.model_type.removesuffix("_vision_model"), (AutoModel, {}))
         reading = AutoConfig.from_pretrained(name)
         llm = AutoModelForSeq2SeqLM if reading.is_encoder_decoder else AutoModelForCausalLM
-        model = VisionBesideLM.of(
-            kind.from_pretrained(tower, dtype=dtype), llm.from_pretrained(name, dtype=dtype), **features
-        )
+        llm = llm.from_pretrained(name, dtype=dtype)
+        # Only where texts begin and end, as mmpt.loading has it: a repetition penalty would not be greedy decoding.
+        settings = llm.generation_config.to_dict()
+        llm.generation_config = GenerationConfig(**{k: v for k, v in settings.items() if k.endswith("token_id")})
+        model = VisionBesideLM.of(kind.from_pretrained(tower, dtype=dtype), llm, **features)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token

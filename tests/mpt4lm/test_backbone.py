@@ -193,6 +193,7 @@ def test_loading(tmp_path, t5, llama):
     llama.model.vision_tower.save_pretrained(tmp_path / "tower")
     llama.processor.image_processor.save_pretrained(tmp_path / "tower")
     for name, backbone in (("llama", llama), ("t5", t5)):
+        backbone.model.generation_config.update(repetition_penalty=2.0, eos_token_id=5)
         backbone.model.language_model.save_pretrained(tmp_path / name)
         backbone.processor.tokenizer.save_pretrained(tmp_path / name)
         loaded = load(tmp_path / name, tmp_path / "tower", device="cpu")
@@ -203,3 +204,9 @@ def test_loading(tmp_path, t5, llama):
         with torch.no_grad():
             kwargs = {"decoder_input_ids": batch["input_ids"][:, :3]} if name == "t5" else {}
             assert torch.equal(loaded.model(**batch, **kwargs).logits, backbone.model(**batch, **kwargs).logits)
+        tokenizer, asked = loaded.processor.tokenizer, (IMAGES[:1], ["Why?"])
+        assert loaded.end_ids == [tokenizer.eos_token_id, 5]
+        reading = read(loaded, *asked)
+        assert loaded.answer(*asked, 8) == reading.answer(8)
+        tokenizer.eos_token = tokenizer.convert_ids_to_tokens(reading.logits[0].argmax().item())
+        assert loaded.answer(*asked, 8) == read(loaded, *asked).answer(8)
