@@ -212,6 +212,7 @@ def test_quantized_backbones_are_tuned_and_asked(tmp_path, scenes, quantize, kin
     assert 0 < (exact - coarse).abs().mean() < bound * exact.abs().mean()
 
     config = M2PTConfig(num_textual_prompts=3, num_visual_prompts=2)
+    assert mmpt.parameter_report(backbone.model, config) == mmpt.parameter_report(plain.model, config)
     with pytest.raises(InputError, match="The weights are quantized, so precision 'bf16' cannot be had"):
         train(deepcopy(backbone), config, TrainConfig(tmp_path / "a", steps=1, pictures=2, precision="bf16"))
     out = train(backbone, config, TrainConfig(tmp_path / "b", steps=3, pictures=2, lr=0.01))

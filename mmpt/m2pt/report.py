@@ -1,4 +1,7 @@
-"""How many parameters M²PT tunes, with the three kinds apart: most of the paper's 0.09 % is the projector."""
+"""How many parameters M²PT tunes, with the three kinds apart: most of the paper's 0.09 % is the projector.
+
+The output head is never tuned; the paper's code trains all of it.
+"""
 
 from dataclasses import dataclass
 
@@ -17,7 +20,6 @@ class ParameterReport:
         textual_prompts: layers · Pt · D_text.
         attention_prompts: inside the LLM's attention: layers · 2 · (G · P · D_head + H · F).
         projector: of the tuned copy, 0 if it is not tuned.
-        head: lm_head is never tuned, so 0; the paper's code trains all of it.
         base: LLM (with embeddings and head) and vision encoder, what the paper's percentage is of.
     """
 
@@ -25,7 +27,6 @@ class ParameterReport:
     textual_prompts: int
     projector: int
     base: int
-    head: int = 0
     attention_prompts: int = 0
 
     @property
@@ -34,7 +35,7 @@ class ParameterReport:
 
     @property
     def total(self) -> int:
-        return self.prompts + self.projector + self.head
+        return self.prompts + self.projector
 
     @property
     def percent(self) -> float:
@@ -57,7 +58,7 @@ def parameter_report(model: nn.Module, config: M2PTConfig) -> ParameterReport:
     head = getattr(backbone.generator, "lm_head", None)
     parts = [backbone.llm, backbone.tower] + ([] if head is None else [head])
     # A tied head is the embedding over again, so count each tensor once.
-    weights = {id(p): p.numel() for part in parts for p in part.parameters()}
+    weights = {id(p): _count(p) for part in parts for p in part.parameters()}
     for parameter in projector.parameters():  # which may stand inside the tower
         weights.pop(id(parameter), None)
     return ParameterReport(
@@ -67,6 +68,12 @@ def parameter_report(model: nn.Module, config: M2PTConfig) -> ParameterReport:
         base=sum(weights.values()),
         attention_prompts=len(backbone.attention_layers(config)) * _attention_prompts(backbone, config),
     )
+
+
+def _count(parameter):
+    """bitsandbytes packs two numbers of 4 bits into each byte."""
+    packed = type(parameter).__name__ == "Params4bit"
+    return parameter.numel() * (2 * parameter.element_size() if packed else 1)
 
 
 def _attention_prompts(backbone, config):
