@@ -183,7 +183,7 @@ class Hooks:
         if kwargs.get("token_type_ids") is not None:
             kwargs["token_type_ids"] = layout.types(kwargs["token_type_ids"], b.family.image_type)
         early = layout.hide_textual(mask) if settings.late else None
-        slots = CacheSlots(adapter, is_image.shape[1], layout.added, layout.shift, mask, early)
+        slots = CacheSlots(adapter, layout.tokens, layout.added, layout.shift, mask, early)
         return Call(adapter, layout, self._early(early, kwargs, layout.shape), slots)
 
     def _continue(self, kwargs: dict, known: CacheSlots, seen: int) -> Call | None:
@@ -191,6 +191,8 @@ class Hooks:
         inputs = kwargs.get("input_ids")
         inputs = kwargs["inputs_embeds"] if inputs is None else inputs
         B, T = inputs.shape[:2]
+        known = known.crop(seen)
+        setattr(kwargs["past_key_values"], SLOTS, known)
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.shape[1] != seen - known.added + T:
             raise ValueError(

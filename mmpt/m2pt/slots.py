@@ -18,19 +18,40 @@ SLOTS = "m2pt_slots"  # attribute: of a KV cache its `CacheSlots`; of the tower'
 
 @dataclass(frozen=True)
 class CacheSlots:
-    """The slots in a KV cache: of its first columns, `tokens` are the caller's and `added` are ours."""
+    """The slots in a KV cache: of its first columns, T are the caller's and `added` are ours."""
 
     adapter: str
-    tokens: int
+    columns: Tensor  # (B, T) where the caller's tokens stand
     added: int
     shift: Tensor  # (B, 1) by how much later positions of a row grow
-    mask: Tensor | None  # (B, tokens + added), None if nothing is hidden
+    mask: Tensor | None  # (B, T + added), None if nothing is hidden
     early_mask: Tensor | None  # the same for the blocks before the first prompted one
+
+    @property
+    def tokens(self) -> int:
+        return self.columns.shape[1]
 
     def select(self, rows: Tensor) -> "CacheSlots":
         """Those of a cache whose rows are `rows` of this one's."""
         mask, early = (None if m is None else m[rows] for m in (self.mask, self.early_mask))
-        return replace(self, shift=self.shift[rows], mask=mask, early_mask=early)
+        return replace(self, columns=self.columns[rows], shift=self.shift[rows], mask=mask, early_mask=early)
+
+    def crop(self, seen: int) -> "CacheSlots":
+        """Those of a cache that was cut to `seen` columns.
+
+        Raises:
+            ValueError: slots were cut off.
+        """
+        tokens = seen - self.added
+        if tokens >= self.tokens:
+            return self
+        if tokens < 0 or (self.columns[:, tokens] != seen).any():
+            raise ValueError(
+                f"The cache was cut to {seen} columns, and prompts of {self.adapter!r} were cut off: "
+                "cut it behind the pictures, or start from an empty cache."
+            )
+        mask, early = (None if m is None else m[:, :seen] for m in (self.mask, self.early_mask))
+        return replace(self, columns=self.columns[:, :tokens], mask=mask, early_mask=early)
 
     def extend(self, mask: Tensor | None, attention_mask: Tensor | None, columns: int) -> Tensor | None:
         """`mask` continued to `columns` by the caller's (B, T) mask; None if nothing is hidden."""

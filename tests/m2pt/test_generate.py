@@ -157,6 +157,25 @@ def test_forward_in_two_parts(tools, case, positions):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_cache_that_was_cut(tools, case):
+    """What is said next, in two calls, is as without a cache, whatever padding was cut off; prompts must stay."""
+    model, batch = tools.tuned(**case), tools.make_batch((1, 1), "right", after=6)
+    tail, n = torch.tensor([[5, 6, 7, 8]] * 2), batch["input_ids"].shape[1] - 5
+    ids = torch.cat([batch["input_ids"][:, :n], tail], 1)
+    mask = torch.cat([batch["attention_mask"][:, :n], torch.ones_like(tail)], 1)
+    expected = model(input_ids=ids, attention_mask=mask, pixel_values=batch["pixel_values"]).logits[:, n:]
+    cache = model(**batch, use_cache=True).past_key_values
+    cache.crop(-5)
+    for a, b in ((n, n + 2), (n + 2, n + 4)):
+        mine = model(input_ids=ids[:, a:b], attention_mask=mask[:, :b], past_key_values=cache).logits
+        tools.assert_close(mine, expected[:, a - n : b - n])
+    cache.crop(9 - cache.get_seq_length())
+    with pytest.raises(ValueError, match="cut to 9 columns, and prompts of 'default' were cut off: cut it behind"):
+        model(input_ids=ids[:, :1], past_key_values=cache)
+
+
+@torch.no_grad()
 def test_refusals(tools):
     """What cannot be right says so."""
     model, batch = tools.tuned(), tools.make_batch((1,))
