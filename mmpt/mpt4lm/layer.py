@@ -227,11 +227,13 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
                     f"pixel_values holds {len(pixels)} pictures for {len(text)} rows: give one a row, and has_image "
                     "with False for the rows that have none."
                 )
-            question = question_tokens(inputs, mask, labelled=not encoder)
-            patches = self.host.get_image_features(pixels)  # V (B, N, Dv)
-            parts.append(self.mpt4lm_cross_attention[adapter](text, question, patches))  # (B, m, D)
             has = inputs.get("has_image")
             has = mask.new_ones(len(text)) if has is None else has.to(mask)
+            read = has.bool() & self.settings[adapter].condition_on_question
+            question = question_tokens(inputs, mask, read, labelled=not encoder)
+            pixels = pixels.masked_fill((has == 0).to(pixels.device)[:, None, None, None], 0)
+            patches = self.host.get_image_features(pixels)  # V (B, N, Dv)
+            parts.append(self.mpt4lm_cross_attention[adapter](text, question, patches))  # (B, m, D)
             visible.append(has[:, None].expand(parts[-1].shape[:2]))
         prefix = Prefix(adapter, torch.cat(visible, 1))
         if prefix.added == 0:

@@ -73,14 +73,15 @@ class Prefix:
         return inputs | {"attention_mask": mask, "position_ids": positions}
 
 
-def question_tokens(inputs: dict, mask: Tensor, labelled: bool) -> Tensor:
-    """(B, T) bool: the tokens that the queries may read.
+def question_tokens(inputs: dict, mask: Tensor, read: Tensor, labelled: bool) -> Tensor:
+    """(B, T) bool: the tokens that the queries may read; one at least in every row, so that attention is finite.
 
     Args:
+        read: (B,) bool, the rows whose question matters.
         labelled: whether labels, if any, stand at the tokens of `mask`; an answer must not be read before it is said.
 
     Raises:
-        ValueError: a row without any.
+        ValueError: a row whose question matters has none.
     """
     question, given, labels = mask.bool(), inputs.get("question_mask"), inputs.get("labels")
     if given is None and labels is not None and labelled:
@@ -88,12 +89,14 @@ def question_tokens(inputs: dict, mask: Tensor, labelled: bool) -> Tensor:
     if given is not None:
         given = torch.nn.functional.pad(given.bool(), (0, mask.shape[1] - given.shape[1]))
         question = question & given
-    if not question.any(1).all():
-        row = int(question.any(1).int().argmin())
+    none = ~question.any(1)
+    if (none & read).any():
+        row = int((none & read).int().argmax())
         raise ValueError(
             f"Row {row} has no question for the visual prompts to be made from: set labels to -100 at the question, "
             "or pass question_mask."
         )
+    question[:, 0] |= none
     return question
 
 

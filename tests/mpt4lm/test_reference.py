@@ -127,6 +127,31 @@ def test_the_prompts_depend_on_the_question(tools, lm):
 
 
 @torch.no_grad()
+def test_only_a_question_that_is_read_must_be_there(tools):
+    """Where all of a row is labelled, its own words cannot tell the queries anything."""
+    batch = tools.make_batch((1, 0))
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    unread = tools.tuned(condition_on_question=False)
+    assert torch.equal(unread(**batch, labels=labels).logits, unread(**batch).logits)
+    labels[0, :-1] = -100  # the row with a picture
+    model = tools.tuned()
+    logits = model(**batch, labels=labels).logits[1]
+    tools.assert_close(logits, model(**batch).logits[1])
+    labels[0] = batch["input_ids"][0]
+    with pytest.raises(ValueError, match="Row 0 has no question"):
+        model(**batch, labels=labels)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lm", ["llama", "t5"])
+def test_pixels_that_are_no_picture_are_not_looked_at(tools, lm):
+    model, batch = tools.tuned(tools.make_host(lm=lm)), tools.make_batch((1, 0, 1), lm=lm)
+    expected = model(**batch).logits
+    batch["pixel_values"][1] = torch.nan
+    assert torch.equal(model(**batch).logits, expected)
+
+
+@torch.no_grad()
 def test_labels_and_loss(tools):
     model, batch = tools.tuned(), tools.make_batch((1, 0))
     labels = batch["input_ids"].clone()
@@ -214,5 +239,5 @@ def test_an_llm_that_scales_its_embeddings(tools):
     host = VisionBesideLM.of(host.vision_tower, llm)
     model = tools.tuned(host, randomized=False, num_instruction_tokens=3, init_token_ids=words[0].tolist())
     tools.assert_close(model(input_ids=ids).logits, expected)
-    drawn = tools.tuned(host, randomized=False, num_instruction_tokens=64).base_model.layer
+    drawn = tools.tuned(model.unload(), randomized=False, num_instruction_tokens=64).base_model.layer
     assert 0.8 < drawn.mpt4lm_instruction["default"].square().mean().sqrt() / size < 1.25
