@@ -181,7 +181,7 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
 
         Raises:
             ValueError: what cannot be right: a cache of another adapter, a static cache, pictures after a cache was
-                begun, pictures that do not match the rows, a row without a question.
+                begun, pictures that do not match the rows, a row without a question, more than a sliding window.
         """
         adapter, encoder = self.active, self.host.config.is_encoder_decoder
         cache = None if encoder else inputs.get("past_key_values")
@@ -209,7 +209,7 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
                 f"The cache already holds {seen} columns: MPT4LM makes visual prompts in the first call of a cache "
                 "only; start from an empty cache with the whole conversation."
             )
-        return known.continued(inputs, seen) if known.added else inputs
+        return self._within_window(known.continued(inputs, seen)) if known.added else inputs
 
     def _begin(self, adapter: str, inputs: dict) -> dict:
         encoder, ids, text = self.host.config.is_encoder_decoder, inputs.get("input_ids"), inputs.get("inputs_embeds")
@@ -241,7 +241,18 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
         embeds, inputs = torch.cat([*parts, text], 1), inputs | {"input_ids": None}
         if encoder:
             return inputs | prefix.before_encoder(embeds, mask)
-        return inputs | prefix.before_decoder(embeds, mask, inputs.get("position_ids"))
+        return self._within_window(inputs | prefix.before_decoder(embeds, mask, inputs.get("position_ids")))
+
+    def _within_window(self, inputs: dict) -> dict:
+        """Sliding windows count columns, so padding between prompts and text would push the prompts out of them."""
+        columns = inputs["attention_mask"].shape[1]
+        window = getattr(self.host.language_model.config, "sliding_window", None)
+        if window is not None and columns > window:
+            raise ValueError(
+                f"Prompts and text take {columns} columns, and the LLM has sliding windows of {window}, out of which "
+                "the prompts would slip: give shorter texts, or use an LLM without sliding windows."
+            )
+        return inputs
 
 
 def build(

@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+
+from mmpt.mpt4lm import VisionBesideLM
 
 pytestmark = pytest.mark.unit
 CASES = [{}, {"num_instruction_tokens": 0}, {"condition_on_question": False, "adapter_placement": "mlp"}]
@@ -213,6 +215,28 @@ def test_refusals(tools):
         plain = model(**batch, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="start from an empty cache"):
         model(**token, past_key_values=plain)
+
+
+@torch.no_grad()
+def test_prompts_do_not_slip_out_of_a_sliding_window(tools):
+    """A batch equals its rows as long as all columns are within a window, and is refused from there on."""
+    sizes = dict(hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, vocab_size=97)
+    torch.manual_seed(0)
+    llm = MistralForCausalLM(MistralConfig(**sizes, num_key_value_heads=2, sliding_window=18, eos_token_id=None))
+    host = VisionBesideLM.of(tools.make_host().vision_tower, llm.eval())
+    model, batch = tools.tuned(host), tools.make_batch((1, 0, 1))  # 9 columns behind 3 + 4 of prompts
+    together = generate(model, batch, max_new_tokens=3).logits
+    for r, (row, _) in enumerate(tools.split(batch, (1, 0, 1))):
+        for mine, expected in zip(generate(model, row, max_new_tokens=3).logits, together, strict=True):
+            tools.assert_close(mine[0], expected[r])
+    for call in (
+        lambda: generate(model, batch, max_new_tokens=4),
+        lambda: generate(model, tools.make_batch((1,) * 5)),
+    ):
+        with pytest.raises(
+            ValueError, match="sliding windows of 18, out of which the prompts would slip: give shorter"
+        ):
+            call()
 
 
 @torch.no_grad()
