@@ -32,7 +32,8 @@ class M2PTConfig(PeftConfig):
             layers that the LLM can see count, so with `vision_feature_layer=-2` "all" leaves the last one out
             (`visual_readout="parameter"` reads its prompts, so there it is counted).
         textual_position: "first" puts the textual prompts before the row's first token (the paper's figure);
-            "before_instruction" right after its last image (before its first token if the row has none).
+            "before_instruction" right after its last image (before its first token if the row has none); if nothing
+            follows that, the next token's logits, which come from the image's last column, do not depend on them.
         textual_update, visual_update: "replace" overwrites the slots at the input of each listed layer (the paper);
             "carry" adds the layer's prompts to what the previous layer made of the slots.
         visual_readout: what of the visual prompts the LLM is given. "output": the slots' outputs at the feature layer,

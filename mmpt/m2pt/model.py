@@ -37,6 +37,8 @@ class M2PTModel(RootTuner):
     ) -> Tensor:
         """What each column of `hidden_states` and `attentions` holds, for the inputs of a call.
 
+        The keys in `attentions` of layers with prompts inside their attention have `num_kv_prompts` more in front.
+
         Returns:
             (B, S) of `mmpt.m2pt.layout` PAD, TEXTUAL, VISUAL, IMAGE, TEXT (0 to 4).
         """
