@@ -1,6 +1,7 @@
 """What the PEFT tuners of both methods share: all adapters of a model live in one layer at the root of the host."""
 
 import re
+from contextlib import nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -49,11 +50,14 @@ class RootTuner(BaseTuner):
         layer.update_layer(adapter_name, peft_config)
         setattr(self.model, self.NAME, layer)
 
-    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
-        if not isinstance(adapter_name, str) and len(adapter_name) > 1:
-            method = self.peft_config[adapter_name[0]].peft_type
-            raise ValueError(f"{method} runs one adapter at a time, but got {list(adapter_name)}: set one of them.")
-        super().set_adapter(adapter_name, inference_mode=inference_mode)
+    def _enable_peft_forward_hooks(self, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Any:
+        """What PEFT enters around each call; `adapter_names` is its way to ask for another adapter in each row."""
+        if adapter_names is not None:
+            raise ValueError(
+                f"{self.NAME.upper()} runs one adapter for all rows, but got adapter_names={adapter_names}: "
+                "leave them out, and set_adapter to one."
+            )
+        return nullcontext()
 
     # ---- removal -----------------------------------------------------------------------------------------------
 

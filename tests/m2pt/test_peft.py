@@ -216,6 +216,11 @@ def test_several_adapters(tools, tmp_path, batch):
         assert {n.split(".")[-2] for n, p in model.named_parameters() if p.requires_grad and "prompts" in n} == {name}
     with pytest.raises(ValueError, match="one adapter at a time"):
         model.base_model.set_adapter(["default", "efaul"])
+    for call in (model, model.generate):
+        with pytest.raises(
+            ValueError, match="runs one adapter for all rows, but got adapter_names=.*: leave them out"
+        ):
+            call(**batch, adapter_names=["default", "efaul", "__base__"])
     with pytest.raises(ValueError, match="already exists"):
         model.add_adapter("efaul", M2PTConfig())
     model.set_adapter("efaul")
