@@ -1,4 +1,7 @@
-"""What the PEFT tuners of both methods share: all adapters of a model live in one layer at the root of the host."""
+"""What the PEFT tuners of both methods share: all adapters of a model live in one layer at the root of the host.
+
+Shapes: B rows, T columns.
+"""
 
 import re
 from contextlib import nullcontext
@@ -6,32 +9,28 @@ from typing import Any, ClassVar
 
 import torch
 from peft import PeftConfig
-from peft.tuners.tuners_utils import BaseTuner
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import Tensor, nn
+from transformers import Cache
 
 
 class RootTuner(BaseTuner):
     """A tuner that adds a layer `NAME` to the host instead of replacing modules in it.
 
     Checkpoints hold the tuned parts only, under keys that name no module of the host: NAME.PART of the layer, without
-    the adapter's name. A subclass sets `NAME`, `prefix` (of every PART), `tuner_layer_cls` and `no_merge`, the reason
-    why its adapters cannot be merged, and says what layer to make, what stands for it, and how it is taken off.
+    the adapter's name. A subclass sets `NAME`, `prefix` (of every PART) and `tuner_layer_cls`, a `RootLayer`, and says
+    what layer to make and what stands for it.
     """
 
     NAME: ClassVar[str]
-    no_merge: ClassVar[str]
     target_module_mapping: ClassVar[dict] = {}
 
     @property
-    def layer(self) -> nn.Module:
+    def layer(self) -> "RootLayer":
         """The module that holds the adapters."""
         return getattr(self.model, self.NAME)
 
-    def _new_layer(self) -> nn.Module:
-        raise NotImplementedError
-
-    def _detach_layer(self) -> None:
-        """Leave the host's own modules as they were found."""
+    def _new_layer(self) -> "RootLayer":
         raise NotImplementedError
 
     # ---- injection ---------------------------------------------------------------------------------------------
@@ -54,7 +53,7 @@ class RootTuner(BaseTuner):
         """What PEFT enters around each call; `adapter_names` is its way to ask for another adapter in each row."""
         if adapter_names is not None:
             raise ValueError(
-                f"{self.NAME.upper()} runs one adapter for all rows, but got adapter_names={adapter_names}: "
+                f"{self.tuner_layer_cls.METHOD} runs one adapter for all rows, but got adapter_names={adapter_names}: "
                 "leave them out, and set_adapter to one."
             )
         return nullcontext()
@@ -62,12 +61,12 @@ class RootTuner(BaseTuner):
     # ---- removal -----------------------------------------------------------------------------------------------
 
     def _check_merge_allowed(self) -> None:
-        raise NotImplementedError(self.no_merge)
+        raise NotImplementedError(self.tuner_layer_cls.NO_MERGE)
 
     def _unload_and_optionally_merge(self, merge: bool = True, **kwargs: Any) -> nn.Module:
         if merge:
             self._check_merge_allowed()
-        self._detach_layer()
+        self.layer.detach()
         delattr(self.model, self.NAME)
         del self.model.peft_config
         return self.model
@@ -105,6 +104,103 @@ class RootTuner(BaseTuner):
                 f"{_shape(own.get(key))} in this model; load it onto the model it was tuned on."
             )
         return remapped
+
+
+class RootLayer(nn.Module, BaseTunerLayer):
+    """All adapters of one host.
+
+    A subclass sets `METHOD`, its name, `NO_MERGE`, why its adapters cannot be merged, and `adapter_layer_names`, its
+    containers of parts by adapter. It defines `update_layer`, `reset_parameters`, `attach`, which puts its hooks on
+    the host, once, and `detach`, which leaves the host as it was found.
+    """
+
+    METHOD: ClassVar[str]
+    NO_MERGE: ClassVar[str]
+    other_param_names = ("settings",)
+    # There is no one base weight: PEFT's properties would look for it on `base_layer`.
+    weight = bias = None
+
+    def __init__(self):
+        super().__init__()
+        self.settings: dict[str, Any] = {}
+        self.merged_adapters = []
+        self._disable_adapters = False
+        self._active_adapter = []
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in force, or None if there is none or they are disabled."""
+        if self.disable_adapters:
+            return None
+        return next((name for name in self.active_adapters if name in self.settings), None)
+
+    def _put(self, adapter_name: str, settings: Any, *parts: nn.Module | nn.Parameter | None) -> None:
+        """Hold an adapter and start it; `parts` are in the order of `adapter_layer_names`, None where it has none."""
+        for name, part in zip(self.adapter_layer_names, parts, strict=True):
+            container = getattr(self, name)
+            if adapter_name in container:  # an earlier adapter of this name may have had other parts
+                del container[adapter_name]
+            if part is not None:
+                container[adapter_name] = part
+        self.settings[adapter_name] = settings
+        self.reset_parameters(adapter_name)
+        self.attach()
+        self.set_adapter(self.active_adapters)
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        if len(names) > 1:
+            raise ValueError(f"{self.METHOD} runs one adapter at a time, but got {names}: set one of them.")
+        super().set_adapter(names, inference_mode=inference_mode)
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        super().delete_adapter(adapter_name)
+        if not self.settings:
+            self.detach()
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError(self.NO_MERGE)
+
+    def unmerge(self) -> None:
+        raise NotImplementedError(f"{self.METHOD} is never merged, so there is nothing to unmerge.")
+
+    def check_inputs(self, cache: Cache | None, known: Any, mask: Any) -> None:
+        """Refuse what cannot be right under the active adapter.
+
+        Args:
+            cache: the KV cache of a call.
+            known: what the cache remembers of the adapter's prompts, or None.
+            mask: the attention mask of a call.
+
+        Raises:
+            ValueError: a cache of another adapter, a static cache, a mask that is not (B, T).
+        """
+        filled = known.adapter if known else None
+        if cache is not None and cache.get_seq_length() > 0 and filled != self.active:
+            raise ValueError(
+                f"past_key_values was filled under adapter {filled!r}, but {self.active!r} is active now: start from "
+                "an empty cache."
+            )
+        if self.active is None:
+            return
+        if getattr(cache, "is_compileable", False):
+            raise ValueError(
+                f"{self.METHOD} makes room for its prompts in the cache, which a static cache cannot give: "
+                "leave cache_implementation out."
+            )
+        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
+            raise ValueError(
+                f"attention_mask: {self.METHOD} needs the (batch, length) mask to make room for its prompts."
+            )
+
+
+def check_words(ids: list[int] | None, table: nn.Embedding) -> None:
+    """Refuse token ids that are not in the embedding table."""
+    if ids and max(ids) >= table.num_embeddings:
+        raise ValueError(
+            f"init_token_ids goes up to {max(ids)}, but the model knows {table.num_embeddings} tokens: use the "
+            "model's own tokenizer."
+        )
 
 
 def _shape(shape: torch.Size | None) -> str:

@@ -114,24 +114,11 @@ class Hooks:
         cache, adapter = kwargs.get("past_key_values"), self.layer.active
         known: CacheSlots | None = getattr(cache, SLOTS, None)
         seen = 0 if cache is None else cache.get_seq_length()
-        if seen > 0 and (known.adapter if known else None) != adapter:
-            raise ValueError(
-                f"past_key_values was filled under adapter {known.adapter if known else None!r}, but {adapter!r} is "
-                "active now: start from an empty cache."
-            )
+        self.layer.check_inputs(cache, known, kwargs.get("attention_mask"))
         if adapter is None:
             return None
         if kwargs.get("pixel_values_videos") is not None or (kwargs.get("mm_encoder_outputs") or {}).get("video"):
             raise ValueError("M2PT makes room for its prompts at pictures: leave videos out, or disable the adapter.")
-        if getattr(cache, "is_compileable", False):
-            raise ValueError(
-                "M2PT makes room for its prompts in the cache, which a static cache cannot give: "
-                "leave cache_implementation out."
-            )
-        mask = kwargs.get("attention_mask")
-        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
-            raise ValueError("attention_mask: M2PT needs the (batch, length) mask to make room for its prompts.")
-
         kwargs = self._encode_images(host, kwargs)
         if seen == 0:
             call = self._make_room(adapter, kwargs)

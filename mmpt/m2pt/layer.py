@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from mmpt.m2pt.attention_prompts import AttentionPrompts
@@ -17,11 +16,7 @@ from mmpt.m2pt.config import WORD_INITS, M2PTConfig
 from mmpt.m2pt.hooks import Hooks
 from mmpt.m2pt.interaction import Interaction
 from mmpt.m2pt.layout import Layout, insert_slots
-
-NO_MERGE = (
-    "M2PT cannot be merged into the base weights: prompts are extra tokens, not a change of weights. "
-    "Keep the adapter beside the model, or use `unload()` to get the plain base model back."
-)
+from mmpt.tuner import RootLayer, check_words
 
 
 @dataclass(frozen=True)
@@ -49,17 +44,20 @@ class Settings:
         return self.extra_tokens > 0 or self.config.textual_position == "before_instruction"
 
 
-class M2PTLayer(nn.Module, BaseTunerLayer):
+class M2PTLayer(RootLayer):
     """All adapters of one host.
 
     Parameters are named m2pt_visual_prompts.<adapter>.<layer> (P, D_vision), m2pt_textual_prompts.<adapter>.<layer>
     (P, D_text), m2pt_attention_prompts.<adapter>.<layer>.* and m2pt_projector.<adapter>.*.
     """
 
+    METHOD = "M2PT"
+    NO_MERGE = (
+        "M2PT cannot be merged into the base weights: prompts are extra tokens, not a change of weights. "
+        "Keep the adapter beside the model, or use `unload()` to get the plain base model back."
+    )
     adapter_layer_names = ("m2pt_visual_prompts", "m2pt_textual_prompts", "m2pt_attention_prompts", "m2pt_projector")
-    other_param_names = ("settings",)
-    # There is no one base weight: PEFT's properties would look for it on `base_layer`.
-    weight = bias = None
+    settings: dict[str, Settings]
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -68,20 +66,15 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
         self.m2pt_textual_prompts = nn.ModuleDict()
         self.m2pt_attention_prompts = nn.ModuleDict()
         self.m2pt_projector = nn.ModuleDict()
-        self.settings: dict[str, Settings] = {}
-        self.merged_adapters = []
-        self._disable_adapters = False
-        self._active_adapter = []
         self.hooks = Hooks(self)
 
     # ---- adapters ----------------------------------------------------------------------------------------------
 
-    @property
-    def active(self) -> str | None:
-        """The adapter in force, or None if there is none or they are disabled."""
-        if self.disable_adapters:
-            return None
-        return next((name for name in self.active_adapters if name in self.settings), None)
+    def attach(self) -> None:
+        self.hooks.attach()
+
+    def detach(self) -> None:
+        self.hooks.detach()
 
     def update_layer(self, adapter_name: str, config: M2PTConfig) -> None:
         """Add an adapter. On an error nothing has changed.
@@ -96,43 +89,23 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             backbone.textual_layers(config),
             backbone.attention_layers(config),
         )
-        if config.init_token_ids and max(config.init_token_ids) >= backbone.host.get_input_embeddings().num_embeddings:
-            raise ValueError(
-                f"init_token_ids goes up to {max(config.init_token_ids)}, but the model knows "
-                f"{backbone.host.get_input_embeddings().num_embeddings} tokens: use the model's own tokenizer."
-            )
+        check_words(config.init_token_ids, backbone.host.get_input_embeddings())
         visual = _prompts(
             settings.visual_layers, config.num_visual_prompts, backbone.visual_width, backbone.visual_blocks
         )
         textual = _prompts(
             settings.textual_layers, config.num_textual_prompts, backbone.textual_width, backbone.textual_blocks
         )
-        projector = None
-        if config.tune_projector:
-            projector = copy.deepcopy(self._host_projector())
-
-        for part in self.adapter_layer_names:
-            if adapter_name in getattr(self, part):  # an earlier adapter of this name may have had other parts
-                del getattr(self, part)[adapter_name]
-        if visual:
-            self.m2pt_visual_prompts[adapter_name] = nn.ParameterDict(visual)
-        if textual:
-            self.m2pt_textual_prompts[adapter_name] = nn.ParameterDict(textual)
-        if settings.attention_layers:
-            self.m2pt_attention_prompts[adapter_name] = nn.ModuleDict(
-                {
-                    str(j): AttentionPrompts(
-                        backbone.textual_blocks[j].self_attn, config.num_kv_prompts, config.num_feature_prompts
-                    )
-                    for j in settings.attention_layers
-                }
-            )
-        if projector is not None:
-            self.m2pt_projector[adapter_name] = projector
-        self.settings[adapter_name] = settings
-        self.reset_parameters(adapter_name)
-        self.hooks.attach()
-        self.set_adapter(self.active_adapters)
+        inside = nn.ModuleDict(
+            {
+                str(j): AttentionPrompts(
+                    backbone.textual_blocks[j].self_attn, config.num_kv_prompts, config.num_feature_prompts
+                )
+                for j in settings.attention_layers
+            }
+        )
+        projector = copy.deepcopy(self._host_projector()) if config.tune_projector else None
+        self._put(adapter_name, settings, visual or None, textual or None, inside or None, projector)
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str) -> None:
@@ -172,23 +145,6 @@ class M2PTLayer(nn.Module, BaseTunerLayer):
             if config.textual_update == "carry" and j != layers[0]:
                 value = torch.zeros_like(value)
             textual[str(j)].copy_(value)
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if len(names) > 1:
-            raise ValueError(f"M2PT runs one adapter at a time, but got {names}: set one of them.")
-        super().set_adapter(names, inference_mode=inference_mode)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
-        if not self.settings:
-            self.hooks.detach()
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError(NO_MERGE)
-
-    def unmerge(self) -> None:
-        raise NotImplementedError("M2PT prompts are never merged, so there is nothing to unmerge.")
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         for container, blocks in (
@@ -235,9 +191,9 @@ def _placement(block: nn.Module) -> tuple[torch.device, torch.dtype]:
     return weight.device, weight.dtype
 
 
-def _prompts(layers: tuple[int, ...], count: int, width: int, blocks: list[nn.Module]) -> dict[str, nn.Parameter]:
+def _prompts(layers: tuple[int, ...], count: int, width: int, blocks: list[nn.Module]) -> nn.ParameterDict:
     out = {}
     for i in layers:
         device, dtype = _placement(blocks[i])
         out[str(i)] = nn.Parameter(torch.empty(count, width, device=device, dtype=dtype))
-    return out
+    return nn.ParameterDict(out)  # sorted by name, the order in which a start is drawn

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.m2pt.config import M2PTConfig
-from mmpt.m2pt.layer import NO_MERGE, M2PTLayer
+from mmpt.m2pt.layer import M2PTLayer
 from mmpt.tuner import RootTuner
 
 
@@ -28,7 +28,6 @@ class M2PTModel(RootTuner):
     NAME = "m2pt"
     prefix = "m2pt_"
     tuner_layer_cls = M2PTLayer
-    no_merge = NO_MERGE
     layer: M2PTLayer
 
     @torch.no_grad()
@@ -60,6 +59,3 @@ class M2PTModel(RootTuner):
 
     def _new_layer(self) -> M2PTLayer:
         return M2PTLayer(find_backbone(self.model))
-
-    def _detach_layer(self) -> None:
-        self.layer.hooks.detach()

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from mmpt.m2pt.slots import SLOTS
@@ -16,24 +15,23 @@ from mmpt.mpt4lm.config import PLACEMENTS, MPT4LMConfig
 from mmpt.mpt4lm.cross_attention import CrossAttention
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.prefix import Prefix, question_tokens
-
-NO_MERGE = (
-    "MPT4LM cannot be merged into the base weights: prompts are extra tokens and adapters are not linear. "
-    "Keep the adapter beside the model, or use `unload()` to get the plain base model back."
-)
+from mmpt.tuner import RootLayer, check_words
 
 
-class MPT4LMLayer(nn.Module, BaseTunerLayer):
+class MPT4LMLayer(RootLayer):
     """All adapters of one host.
 
     Parameters are named mpt4lm_instruction.<adapter> (K, D), mpt4lm_cross_attention.<adapter>.* and
     mpt4lm_adapters.<adapter>.<sublayer>.*.
     """
 
+    METHOD = "MPT4LM"
+    NO_MERGE = (
+        "MPT4LM cannot be merged into the base weights: prompts are extra tokens and adapters are not linear. "
+        "Keep the adapter beside the model, or use `unload()` to get the plain base model back."
+    )
     adapter_layer_names = ("mpt4lm_instruction", "mpt4lm_cross_attention", "mpt4lm_adapters")
-    other_param_names = ("settings",)
-    # There is no one base weight: PEFT's properties would look for it on `base_layer`.
-    weight = bias = None
+    settings: dict[str, MPT4LMConfig]
 
     def __init__(self, host: VisionBesideLM):
         super().__init__()
@@ -41,10 +39,6 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
         self.mpt4lm_instruction = nn.ParameterDict()
         self.mpt4lm_cross_attention = nn.ModuleDict()
         self.mpt4lm_adapters = nn.ModuleDict()
-        self.settings: dict[str, MPT4LMConfig] = {}
-        self.merged_adapters = []
-        self._disable_adapters = False
-        self._active_adapter = []
         self._handles = []
 
     # ---- adapters ----------------------------------------------------------------------------------------------
@@ -52,13 +46,6 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
     @property
     def host(self) -> VisionBesideLM:
         return self._host[0]
-
-    @property
-    def active(self) -> str | None:
-        """The adapter in force, or None if there is none or they are disabled."""
-        if self.disable_adapters:
-            return None
-        return next((name for name in self.active_adapters if name in self.settings), None)
 
     def update_layer(self, adapter_name: str, config: MPT4LMConfig) -> None:
         """Add an adapter. On an error nothing has changed.
@@ -72,25 +59,9 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
                 f"cross_attention_width={config.cross_attention_width}: must be below the width of the LLM, "
                 f"{table.embedding_dim}, since the cross-attention is of low rank."
             )
-        if config.init_token_ids and max(config.init_token_ids) >= table.num_embeddings:
-            raise ValueError(
-                f"init_token_ids goes up to {max(config.init_token_ids)}, but the model knows {table.num_embeddings} "
-                "tokens: use the model's own tokenizer."
-            )
+        check_words(config.init_token_ids, table)
         instruction, cross_attention, adapters = build(config, self.host)
-        for part in self.adapter_layer_names:
-            if adapter_name in getattr(self, part):  # an earlier adapter of this name may have had other parts
-                del getattr(self, part)[adapter_name]
-        if instruction is not None:
-            self.mpt4lm_instruction[adapter_name] = instruction
-        if cross_attention is not None:
-            self.mpt4lm_cross_attention[adapter_name] = cross_attention
-        if adapters:
-            self.mpt4lm_adapters[adapter_name] = adapters
-        self.settings[adapter_name] = config
-        self.reset_parameters(adapter_name)
-        self.attach()
-        self.set_adapter(self.active_adapters)
+        self._put(adapter_name, config, instruction, cross_attention, adapters or None)
 
     @torch.no_grad()
     def reset_parameters(self, adapter_name: str) -> None:
@@ -114,23 +85,6 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
         if adapter_name in self.mpt4lm_adapters:
             for adapter in self.mpt4lm_adapters[adapter_name].values():
                 adapter.reset_parameters()
-
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
-        if len(names) > 1:
-            raise ValueError(f"MPT4LM runs one adapter at a time, but got {names}: set one of them.")
-        super().set_adapter(names, inference_mode=inference_mode)
-
-    def delete_adapter(self, adapter_name: str) -> None:
-        super().delete_adapter(adapter_name)
-        if not self.settings:
-            self.detach()
-
-    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        raise NotImplementedError(NO_MERGE)
-
-    def unmerge(self) -> None:
-        raise NotImplementedError("MPT4LM is never merged, so there is nothing to unmerge.")
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         places, table = sublayers(self.host.language_model), self.host.get_input_embeddings()
@@ -187,21 +141,9 @@ class MPT4LMLayer(nn.Module, BaseTunerLayer):
         cache = None if encoder else inputs.get("past_key_values")
         seen = 0 if cache is None else cache.get_seq_length()
         known: Prefix | None = getattr(cache, SLOTS, None)
-        if seen > 0 and (known.adapter if known else None) != adapter:
-            raise ValueError(
-                f"past_key_values was filled under adapter {known.adapter if known else None!r}, but {adapter!r} is "
-                "active now: start from an empty cache."
-            )
+        self.check_inputs(cache, known, inputs.get("attention_mask"))
         if adapter is None or inputs.get("encoder_outputs") is not None:
             return inputs
-        if getattr(cache, "is_compileable", False):
-            raise ValueError(
-                "MPT4LM makes room for its prompts in the cache, which a static cache cannot give: "
-                "leave cache_implementation out."
-            )
-        mask = inputs.get("attention_mask")
-        if isinstance(mask, dict) or (mask is not None and mask.ndim != 2):
-            raise ValueError("attention_mask: MPT4LM needs the (batch, length) mask to make room for its prompts.")
         if seen == 0:
             return self._begin(adapter, inputs)
         if inputs.get("pixel_values") is not None:

@@ -5,7 +5,7 @@ from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 from mmpt.mpt4lm.bottleneck import sublayers
 from mmpt.mpt4lm.config import MPT4LMConfig
 from mmpt.mpt4lm.host import VisionBesideLM
-from mmpt.mpt4lm.layer import NO_MERGE, MPT4LMLayer
+from mmpt.mpt4lm.layer import MPT4LMLayer
 from mmpt.tuner import RootTuner
 
 
@@ -26,7 +26,6 @@ class MPT4LMModel(RootTuner):
     NAME = "mpt4lm"
     prefix = "mpt4lm_"
     tuner_layer_cls = MPT4LMLayer
-    no_merge = NO_MERGE
     layer: MPT4LMLayer
 
     # ---- injection ---------------------------------------------------------------------------------------------
@@ -51,6 +50,3 @@ class MPT4LMModel(RootTuner):
 
     def _new_layer(self) -> MPT4LMLayer:
         return MPT4LMLayer(self.model)
-
-    def _detach_layer(self) -> None:
-        self.layer.detach()
