@@ -22,7 +22,7 @@ class M2PTModel(RootTuner):
     The prompts act in a forward of the host (a LlavaModel, say), hence in `generate`; its language model called alone
     is the base's.
     Not possible: merging (prompts are tokens, not weights), a static cache, pictures that come after a cache was
-    begun, several adapters active at once.
+    begun or in chunks of a prefill, several adapters active at once.
     """
 
     NAME = "m2pt"
