@@ -57,8 +57,8 @@ def tasks(results: dict[str, dict]) -> tuple[pd.DataFrame, go.Figure]:
     values = torch.tensor(frame[list(columns)].to_numpy())
     text = [[f"{value:.0f}" for value in row] for row in values.tolist()]
     note = (
-        "In brackets: how many fresh questions. “Best guess”: without the picture, and without knowing of what kind or "
-        "colour a named thing is."
+        "In brackets: how many fresh questions. “Best guess”: without the picture, and without knowing what kind and "
+        "colour named things are."
     )
     plot = figures.matrix(
         values, list(frame["task"]), list(columns), "Right answers, task by task", note, "%", text=text

@@ -96,8 +96,7 @@ def question_tokens(inputs: dict, mask: Tensor, read: Tensor, labelled: bool) ->
             f"Row {row} has no question for the visual prompts to be made from: set labels to -100 at the question, "
             "or pass question_mask."
         )
-    question[:, 0] |= none
-    return question
+    return question | none[:, None] & (torch.arange(mask.shape[1], device=mask.device) == 0)
 
 
 def _count(visible: Tensor) -> Tensor:
