@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import GradientAccumulationPlugin
 from peft import (
     PeftConfig,
     PeftModel,
@@ -138,6 +139,9 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(
         cpu=backbone.model.device.type == "cpu",
+        # Given, since else the launcher's environment would say, and change what is computed.
+        mixed_precision="no",
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         kwargs_handlers=[unused],
         log_with=config.report_to,
         project_dir=config.out,

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 from helpers import tiny_backbone
 from peft import (
     LoraConfig,
@@ -247,6 +248,15 @@ def test_accumulation_does_not_change_the_result(tmp_path):
     parts = run(tmp_path / "parts", "m2pt", accumulate=4, **changes)
     for name in whole:
         torch.testing.assert_close(parts[name], whole[name], atol=2e-5, rtol=1e-3)
+
+
+def test_the_launchers_environment_does_not_change_the_result(tmp_path, monkeypatch):
+    plain = run(tmp_path / "plain", steps=2)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    AcceleratorState._reset_state(reset_partial_state=True)  # which else keeps what it was told first
+    GradientState._reset_state()
+    assert same(run(tmp_path / "launched", steps=2), plain)
 
 
 def test_gradient_checkpointing_does_not_change_the_result(tmp_path):
