@@ -52,12 +52,14 @@ class Backbone:
 
     Attributes:
         adapters: the folders of those that were added, by name.
+        quantize: as in `load`.
     """
 
     name: str
     model: PreTrainedModel | PeftModel
     processor: ProcessorMixin
     adapters: dict[str, Path] = field(default_factory=dict, repr=False)
+    quantize: str | None = None
 
     def add_adapter(self, adapter: str | Path, name: str | None = None) -> str:
         """Load a shipped adapter ("m2pt", "m2pt-carry") or an adapter's folder; it becomes the active one.
@@ -349,7 +351,8 @@ def load(
         backbone = load_tiny()
         backbone.model.to(device, dtype)
     else:
-        backbone = Backbone(str(name), *load_pretrained(str(name), dtype, device, quantize, device_map))
+        loaded = load_pretrained(str(name), dtype, device, quantize, device_map)
+        backbone = Backbone(str(name), *loaded, quantize=quantize)
     backbone.model.eval()
     if adapter is not None:
         backbone.add_adapter(adapter)

@@ -6,7 +6,9 @@ JSON (a list of objects with image and conversations, turns "from" "human" and "
 for in the folders beside the file (Vision-Flan's images_191task_1k).
 """
 
+import hashlib
 import json
+import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -95,6 +97,12 @@ def own_examples(config, tell: bool = True) -> list[Example]:
     if tell:
         tell_broken(problems)
     return examples
+
+
+def fingerprint(examples: Sequence[Example], source: str | Path) -> str:
+    """A hash of all questions and answers and of where their pictures are, seen from `source`."""
+    rows = [[os.path.relpath(example.path, source), example.turns] for example in examples]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
 def conversation(

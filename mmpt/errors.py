@@ -3,3 +3,8 @@
 
 class InputError(ValueError):
     """Shown as it is, without a traceback, by the command line (exit status 2) and the app."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

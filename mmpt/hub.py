@@ -88,7 +88,7 @@ def card(record: dict, repo: str | None = None, measured: Sequence[str] = (), li
         measured: results as `mmpt.evaluate.render` shows them.
         licence: the hub's name of one, such as "apache-2.0"; None: Apache-2.0 on the embedded model, else left open.
     """
-    config, method = record["config"], record["method"]
+    config, method, loaded = record["config"], record["method"], record.get("loaded", {})
     name = method.get("peft_type", "full fine-tuning")
     backbone, base = _shown_and_on_hub(record["backbone"])
     if backbone == "tiny":
@@ -107,9 +107,11 @@ def card(record: dict, repo: str | None = None, measured: Sequence[str] = (), li
         steps=config["steps"],
         last=min(100, config["steps"]),
         data=_tuned_on(config),
-        load=_loading(backbone, method, repo),
+        load=_loading(backbone, method, repo, loaded.get("quantize")),
         measured="\n\n".join(f"```\n{result}\n```" for result in measured) or _UNMEASURED,
-        settings=json.dumps(method | {k: v for k, v in config.items() if k not in ("data", "start")}, indent=1),
+        settings=json.dumps(
+            method | {k: v for k, v in (config | loaded).items() if k not in ("data", "start")}, indent=1
+        ),
         licence=f"`{licence}`." if licence else "Not stated yet; the terms of the backbone hold as well.",
         citation=f"```bibtex\n{_CITATIONS[name]}\n```" if name in _CITATIONS else f"That of {name}, and mmpt.",
     )
@@ -195,7 +197,7 @@ def _shown_and_on_hub(backbone):
     return Path(backbone).name, None
 
 
-def _loading(backbone, method, repo):
+def _loading(backbone, method, repo, quantize):
     place = f'snapshot_download("{repo}")' if repo else '"FOLDER"'
     load, lines = "mmpt.load", ["import mmpt", "import PIL.Image"]
     if repo:
@@ -207,7 +209,7 @@ def _loading(backbone, method, repo):
         lines.append("from mmpt.mpt4lm.backbone import load")
         arguments = f'"{backbone}", "TOWER", adapter={place}'
     else:
-        arguments = f'"{backbone}", adapter={place}'
+        arguments = f'"{backbone}", adapter={place}' + (f', quantize="{quantize}"' if quantize else "")
     return "\n".join([*lines, "", f"backbone = {load}({arguments})"])
 
 

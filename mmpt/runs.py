@@ -5,13 +5,14 @@ Checkpoint and adapter are written under another name first and then renamed, so
 """
 
 import json
+import os
 import platform
 import re
 import shutil
 import sys
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from pickle import UnpicklingError
 
 import psutil
 import torch
@@ -19,42 +20,63 @@ from accelerate.utils import is_tensorboard_available, is_wandb_available
 from peft import PeftModel
 from safetensors import SafetensorError
 
-from mmpt.errors import InputError
+from mmpt.data import fingerprint
+from mmpt.errors import InputError, first_line
+from mmpt.files import make_folder
 from mmpt.hub import card
+from mmpt.precision import PRECISIONS
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 _LOG, _CHECKPOINT, _ADAPTER, _RECORD = "log.jsonl", "checkpoint.pt", "adapter_config.json", "training.json"
+_MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
 
 
-def open_run(out: Path, run: dict, resume: bool, accelerator) -> dict | str | None:
-    """Make or check the folder of `run`, a JSON-able description of what is run.
+def describe(backbone, peft_config, config, examples) -> dict:
+    """What makes a run the same run, as plain JSON: of a `TrainConfig`, with the `examples` that its data hold."""
+    passing = ("peft_version", "base_model_name_or_path", "revision")
+    dtype = PRECISIONS.get(config.precision, backbone.model.dtype)
+    run = {
+        "backbone": backbone.name,
+        "method": {k: v for k, v in peft_config.to_dict().items() if k not in passing} if peft_config else {},
+        "config": {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE},
+        "loaded": {"dtype": str(dtype).removeprefix("torch."), "quantize": backbone.quantize},
+    }
+    if examples:
+        run["loaded"] |= {"examples": len(examples), "examples_hash": fingerprint(examples, config.data)}
+    return json.loads(json.dumps(run, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
-    Returns:
-        the checkpoint to go on from (`run`, `tuned`, `optimizer`, `losses`, `questions`, `seconds`), "finished", or
-        None where there is no checkpoint.
+
+def find_run(out: Path, resume: bool) -> tuple[dict | None, dict | None]:
+    """What a run left in its folder: its settings, and the checkpoint to go on from (`run`, `tuned`, `optimizer`,
+    `scaler`, `losses`, `questions`, `seconds`). A finished run has no checkpoint; without a run both are None.
 
     Raises:
-        InputError: `out` is a file, holds a run that is not to be resumed or another one, or cannot be written.
+        InputError: `out` is a file, holds a run that is not to be resumed, or what it holds cannot be read.
     """
-    if out.exists() and not out.is_dir():
+    if os.path.isfile(out):
         raise InputError(f"{out} is a file; give a folder for the adapter.")
-    if not resume and any((out / name).exists() for name in (_LOG, _CHECKPOINT, _ADAPTER, _RECORD)):
+    if not resume and any(os.path.exists(out / name) for name in (_LOG, _CHECKPOINT, _ADAPTER, _RECORD)):
         raise InputError(f"{out} holds a run already; go on with --resume (resume=True), or give another folder.")
-    saved = None
-    try:
-        if (out / _RECORD).exists():
-            _check_same(json.loads((out / _RECORD).read_text()), run, out)
-            return "finished"
-        if (out / _CHECKPOINT).exists():
-            saved = torch.load(out / _CHECKPOINT, map_location="cpu", weights_only=True)
-            _check_same(saved["run"], run, out)
-        accelerator.wait_for_everyone()  # all have looked; now one may write
-        if accelerator.is_main_process:
-            out.mkdir(parents=True, exist_ok=True)
-            _cut_log(out / _LOG, len(saved["losses"]) if saved else 0)
-    except (OSError, RuntimeError, KeyError, json.JSONDecodeError, UnpicklingError) as error:
-        raise InputError(f"{out} cannot be read or written ({error}); give another folder.") from error
-    return saved
+    if os.path.exists(out / _RECORD):
+        return _read(out / _RECORD, lambda file: (_settings(json.loads(file.read_text())), None))
+    if os.path.exists(out / _CHECKPOINT):
+        return _read(out / _CHECKPOINT, _read_checkpoint)
+    return None, None
+
+
+def open_run(out: Path, before: dict | None, run: dict, steps: int, accelerator) -> None:
+    """Make the folder of `run`, of which `steps` are done; `before` are the settings of the run that it holds, if any.
+
+    Raises:
+        InputError: that is another run, or the folder cannot be written.
+    """
+    if before:
+        _check_same(before, run, out)
+    accelerator.wait_for_everyone()  # all have looked; now one may write
+    if accelerator.is_main_process:
+        make_folder(out)
+        if os.path.exists(out / _LOG) and not os.path.exists(out / _RECORD):
+            _read(out / _LOG, lambda file: _cut_log(file, steps))
 
 
 def check_tracker(name: str) -> None:
@@ -71,10 +93,10 @@ def start_tracker(accelerator, out: Path, run: dict, steps: int) -> None:
     Raises:
         InputError: it would not start.
     """
-    settings = {k: v if type(v) in (bool, int, float) else str(v) for k, v in (run["method"] | run["config"]).items()}
+    settings = {k: v if type(v) in (bool, int, float) else str(v) for k, v in _settings(run).items()}
     options = {"tensorboard": {"purge_step": steps + 1}, "wandb": {"name": out.name, "dir": str(out)}}
     try:
-        accelerator.init_trackers("mmpt", settings | {"backbone": run["backbone"]}, options)
+        accelerator.init_trackers("mmpt", settings, options)
     except Exception as error:  # each of them has errors of its own
         raise InputError(f"The tracker did not start ({error}); mend that, or leave report_to out.") from error
 
@@ -154,21 +176,46 @@ def peak_mib(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "darwin" else 10)
 
 
-def _check_same(before, now, out):
-    before, now = ({"backbone": run["backbone"]} | run["method"] | run["config"] for run in (before, now))
+def _read(file, read):
+    try:
+        return read(file)
+    except Exception as error:  # whatever a broken file leads the libraries to
+        reason = first_line(error)
+        raise InputError(
+            f"{file} cannot be read ({reason}); if it is damaged, delete it and start again with --resume."
+        ) from error
+
+
+def _read_checkpoint(file):
+    saved = torch.load(file, map_location="cpu", weights_only=True)
+    return _settings(saved["run"]), saved
+
+
+def _settings(run):
+    return {"backbone": run["backbone"]} | run["method"] | run["config"] | run.get("loaded", {})
+
+
+def _check_same(before, run, out):
+    before = run["loaded"] | before  # which runs of older versions do not tell
+    now = _settings(run)
     changed = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
+        if not _alike(name, before.get(name), now.get(name))
     ]
     if changed:
         raise InputError(f"{out} holds another run: {'; '.join(changed)}. Resume with the same settings.")
 
 
+def _alike(name, a, b):
+    if name in ("backbone", "data", "start") and a and b:  # a folder may be written in several ways
+        return os.path.abspath(a) == os.path.abspath(b)
+    return a == b
+
+
 def _cut_log(path, steps):
     """Drop what the log says of later steps than the checkpoint's, and a line that a kill cut off."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith("}\n")]
+    whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
     path.write_text("".join(line for line in whole if json.loads(line)["step"] <= steps))
 
 

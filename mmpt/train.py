@@ -9,12 +9,11 @@ them: the picture's tokens are paid for once. A later turn can look back at earl
 The output head sees only the positions that have a label: at 49,152 words it would cost nearly half of a step's time.
 """
 
-import json
 import math
 import time
 from contextlib import closing, nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,11 +39,9 @@ from mmpt.errors import InputError
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.precision import PRECISIONS, autocast, make_scaler, quick_attention, suited
 from mmpt.rates import make_optimizer, schedule
-from mmpt.runs import check_tracker, finish, log, open_run, save, start_tracker
+from mmpt.runs import check_tracker, describe, find_run, finish, log, open_run, save, start_tracker
 from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
-
-_MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
 
 
 @dataclass
@@ -153,12 +150,15 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
         )
     if accelerator.distributed_type == "FSDP" and getattr(peft_config, "is_prompt_learning", False):
         raise InputError(f"PEFT cannot save {peft_config.peft_type.value} under FSDP; start the processes without it.")
+    if isinstance(backbone.model, PeftModel):
+        raise InputError("The backbone carries an adapter already; load it afresh with mmpt.load and tune that.")
     examples = own_examples(config, tell=accelerator.is_main_process)
+    before, saved = find_run(config.out, config.resume)
     if config.precision == "auto":
-        config = replace(config, precision=suited(backbone.model))
-    run = _describe(backbone, peft_config, config)
-    saved = open_run(config.out, run, config.resume, accelerator)
-    if saved == "finished":
+        config = replace(config, precision=before["precision"] if before else suited(backbone.model))
+    run = describe(backbone, peft_config, config, examples)
+    open_run(config.out, before, run, len(saved["losses"]) if saved else 0, accelerator)
+    if before and not saved:  # finished
         if peft_config is None:
             backbone.model = load(config.out, device=backbone.model.device, dtype=backbone.model.dtype).model
         else:
@@ -337,19 +337,6 @@ def _prepare(model, name, config):
 
 def _tuned(model):
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _describe(backbone, peft_config, config):
-    """What makes a run the same run, as plain JSON."""
-    if isinstance(backbone.model, PeftModel):
-        raise InputError("The backbone carries an adapter already; load it afresh with mmpt.load and tune that.")
-    passing = ("peft_version", "base_model_name_or_path", "revision")
-    run = {
-        "backbone": backbone.name,
-        "method": {k: v for k, v in peft_config.to_dict().items() if k not in passing} if peft_config else {},
-        "config": {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE},
-    }
-    return json.loads(json.dumps(run, default=lambda value: sorted(value) if isinstance(value, set) else str(value)))
 
 
 def _restore(saved, tuned, optimizer, scaler):

@@ -175,3 +175,17 @@ def test_a_run_on_ones_own_pictures(folder, tmp_path, capsys):
     losses = [json.loads(line)["loss"] for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.3
     assert json.loads((tmp_path / "out" / "training.json").read_text())["config"]["data"] == str(folder)
+
+
+def test_only_the_same_data_are_gone_on_with(folder, tmp_path, monkeypatch):
+    def tune(data, **changes):
+        config = TrainConfig(tmp_path / "out", steps=1, pictures=1, data=data, **changes)
+        return train(tiny_backbone(), M2PTConfig(num_textual_prompts=3, num_visual_prompts=2), config)
+
+    tune(folder)
+    monkeypatch.chdir(tmp_path)
+    tune("mine/", resume=True)
+    with (folder / "questions.jsonl").open("a") as file:
+        file.write('{"image": "c.png", "question": "More?", "answer": "yes"}\n')
+    with pytest.raises(InputError, match="holds another run: examples_hash was '.*' and is '"):
+        tune(folder, resume=True)

@@ -97,6 +97,11 @@ def test_how_to_load(record, backbone, method, loading):
     compile(code, "card", "exec")
 
 
+def test_in_how_few_bits_the_backbone_was_tells_the_card(record):
+    text = card(record | {"backbone": "some/llava", "loaded": {"dtype": "bfloat16", "quantize": "4bit"}})
+    assert 'adapter="FOLDER", quantize="4bit")' in text and '"quantize": "4bit"' in text
+
+
 def test_folders_of_this_machine_stay_out_of_the_card(record, tmp_path):
     record["backbone"] = str(tmp_path / "llava")
     record["config"] |= {"data": str(tmp_path / "pictures"), "start": str(tmp_path / "first")}

@@ -41,6 +41,34 @@ def stop_before(monkeypatch):
     return before
 
 
+@pytest.mark.parametrize("content", [b"", b"garbage", b"[]", b"{}"])
+@pytest.mark.parametrize("name", ["checkpoint.pt", "training.json"])
+def test_a_damaged_file_is_named(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(
+        InputError, match=rf"{name} cannot be read \(.+\); if it is damaged, delete it and start again"
+    ):
+        run(tmp_path, resume=True)
+
+
+def test_a_damaged_log_is_named(tmp_path, stop_before):
+    stop_before(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    with (tmp_path / "log.jsonl").open("ab") as log:
+        log.write(b"\xff}\n")
+    with pytest.raises(InputError, match="log.jsonl cannot be read .*; if it is damaged, delete it"):
+        run(tmp_path, resume=True)
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(tmp_path, stop_before, monkeypatch):
+    stop_before(0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    monkeypatch.undo()
+    run(tmp_path, steps=1)
+
+
 def test_a_tracker_gets_the_rows_of_the_log(tmp_path, monkeypatch):
     told = SimpleNamespace(settings=None, rows=[], options=None, finished=0)
 

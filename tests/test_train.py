@@ -437,9 +437,24 @@ def test_only_the_same_run_is_resumed(tmp_path, monkeypatch):
         train(tiny_backbone(), LoraConfig(**LORA | {"r": 8}), settings(out, resume=True))
     with pytest.raises(InputError, match="holds a run already; go on with --resume"):
         run(out)
-    (out / "checkpoint.pt").write_bytes(b"nothing of use")
-    with pytest.raises(InputError, match="cannot be read or written"):
-        run(out, resume=True)
+    backbone = tiny_backbone()
+    backbone.quantize = "4bit"
+    with pytest.raises(InputError, match="holds another run: quantize was None and is '4bit'"):
+        train(backbone, METHODS["lora"](), settings(out, resume=True))
+    with pytest.raises(InputError, match="dtype was 'float32' and is 'bfloat16'"):
+        backbone.model.bfloat16()
+        train(backbone, METHODS["lora"](), settings(out, resume=True))
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 3)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, precision="auto")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    run(tmp_path, precision="auto", resume=True)
+    assert json.loads((tmp_path / "training.json").read_text())["loaded"]["dtype"] == "float32"
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), RuntimeError("failed writing file")])
@@ -507,7 +522,7 @@ def test_a_file_as_folder(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(InputError, match="file is a file; give a folder for the adapter"):
         run(tmp_path / "file")
-    with pytest.raises(InputError, match="cannot be read or written"):
+    with pytest.raises(InputError, match="below cannot be made .*; give another folder"):
         run(tmp_path / "file" / "below")
 
 
