@@ -43,6 +43,8 @@ from mmpt.runs import check_tracker, describe, find_run, finish, log, open_run, 
 from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
 
+_LEAST_SCALE = 1e-3  # of the loss under fp16: a gradient that overflows still will do so at any
+
 
 @dataclass
 class TrainConfig:
@@ -258,19 +260,26 @@ def _step(given, loss_of, optimizer, scaler, tuned, accelerator, config, step):
             accelerator.backward(scaler.scale(over_all))
         total += loss.detach()
     total = accelerator.reduce(total).item()
-    if not math.isfinite(total):
-        raise InputError(
-            f"The loss is {total} at step {step + 1}; lower lr ({config.lr:g}) or projector_lr "
-            f"({config.projector_lr:g}) and start again in another folder."
-        )
+    _check_finite("loss", total, step, config)
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * schedule(step, config)
     scaler.unscale_(optimizer)
-    accelerator.clip_grad_norm_(tuned, config.clip)
+    norm = whole(accelerator.clip_grad_norm_(tuned, config.clip), keep=True).item()
+    if not scaler.is_enabled() or scaler.get_scale() < _LEAST_SCALE:  # above it fp16 tries a lower one
+        _check_finite("gradient's norm", norm, step, config)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
     return total, asked
+
+
+def _check_finite(what, value, step, config):
+    if not math.isfinite(value):
+        rate = "relative_lr" if config.relative_lr else "lr"
+        raise InputError(
+            f"The {what} is {value} at step {step + 1}; lower {rate} ({getattr(config, rate):g}) or projector_lr "
+            f"({config.projector_lr:g}) and start again in another folder."
+        )
 
 
 def _keep(state, tuned, optimizer, scaler, accelerator, config):

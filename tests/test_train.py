@@ -480,6 +480,19 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path, monkeypatch):
         run(tmp_path / "out")
 
 
+@pytest.mark.parametrize("precision, step", [(None, 1), ("fp16", 27)])  # from 2^16 down to 1e-3
+def test_a_gradient_that_is_no_number_stops_the_run(tmp_path, monkeypatch, precision, step):
+    class Steep(torch.autograd.Function):
+        forward = staticmethod(lambda context, x: x)
+        backward = staticmethod(lambda context, gradient: gradient * torch.inf)
+
+    loss = AnswerLoss.forward
+    monkeypatch.setattr(AnswerLoss, "forward", lambda self, inputs: Steep.apply(loss(self, inputs)))
+    told = rf"The gradient's norm is (inf|nan) at step {step}; lower relative_lr \(0.02\)"
+    with pytest.raises(InputError, match=told):
+        run(tmp_path, "m2pt", steps=40, precision=precision, relative_lr=0.02)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_starts_from_an_adapter(tmp_path, method):
     first = run(tmp_path / "first", method)
