@@ -8,6 +8,7 @@ from peft import LoraConfig, PeftConfig, PrefixTuningConfig, PromptTuningConfig
 from mmpt.backbones import Backbone, load
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
+from mmpt.m2pt.hosts import FAMILIES, PROJECTORS
 from mmpt.mpt4lm import MPT4LMConfig
 from mmpt.mpt4lm.backbone import load as load_text_only
 
@@ -39,12 +40,14 @@ def _m2pt(text, **fields):
 
 
 def _lora(tokenizer):
+    """On the LLM and the projector of whichever family the backbone is; PEFT passes over the others' names."""
+    llm = "|".join(sorted({family.llm for family in FAMILIES}))
     return LoraConfig(
         r=16,
         lora_alpha=32,
         lora_dropout=0.05,
-        target_modules=r".*language_model.*\.(q|k|v|o|gate|up|down)_proj",
-        modules_to_save=["multi_modal_projector"],
+        target_modules=rf".*\b({llm})\..*\.(q|k|v|o|gate|up|down)_proj",
+        modules_to_save=sorted(PROJECTORS),
     )
 
 

@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from mmpt.m2pt.hosts import PROJECTORS
+
 
 def schedule(step: int, config) -> float:
     """Share of the peak learning rate at `step` (from 0): linear up over the warm-up, then a cosine down to 0."""
@@ -15,7 +17,8 @@ def schedule(step: int, config) -> float:
 
 def make_optimizer(model, tuned: dict[str, torch.nn.Parameter], config) -> torch.optim.AdamW:
     """AdamW over `tuned`, parameters by name; a group for each peak of the `TrainConfig`, which it keeps as "peak"."""
-    peaks = {name: config.projector_lr if "projector" in name else config.lr for name in tuned}
+    parts = {"projector", *PROJECTORS}  # of names; M²PT tunes a copy of its own
+    peaks = {name: config.projector_lr if any(part in name for part in parts) else config.lr for name in tuned}
     if config.relative_lr:
         peaks |= {name: config.relative_lr * size for name, size in _sizes(model, tuned).items()}
     groups = [

@@ -60,7 +60,7 @@ class TrainConfig:
     turns: int = 4  # questions a picture
     lr: float = 3e-3  # peak, of prompts and whatever else is tuned
     relative_lr: float | None = None  # peak, of prompts instead of lr: the share of its own size that a step changes
-    projector_lr: float = 5e-4  # peak, of parameters with "projector" in their name
+    projector_lr: float = 5e-4  # peak, of the projector between vision encoder and LLM
     weight_decay: float = 0.0
     warmup: float = 0.03  # share of the steps over which the learning rate rises; then it falls along a cosine to 0
     accumulate: int = 1  # parts that a step's pictures are cut into, to save memory

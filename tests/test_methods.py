@@ -3,15 +3,19 @@
 import json
 
 import pytest
+import tiny_hosts
 import torch
 from helpers import backbone_for, config_for, tiny_backbone
 from peft import get_peft_model
+from transformers import AutoModelForImageTextToText
 
-from mmpt.backbones import load
+from mmpt.backbones import Backbone, load
 from mmpt.errors import InputError
+from mmpt.m2pt.backbone import find_backbone
 from mmpt.methods import METHODS, method
+from mmpt.rates import make_optimizer
 from mmpt.scenes import make_scene
-from mmpt.train import TrainConfig, train
+from mmpt.train import TrainConfig, _start, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,6 +73,20 @@ def test_lora_tunes_all_linear_layers_of_the_llm_and_the_projector():
     assert not any("vision_tower" in n or "lm_head" in n or "embed" in n for n in trained)
     projector = sum(n for key, n in trained.items() if "lora" not in key)
     assert projector == sum(p.numel() for p in tiny_backbone().model.model.multi_modal_projector.parameters())
+
+
+@pytest.mark.parametrize("family", ["idefics3", "qwen2_vl", "gemma3"])
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_other_families_llm_and_projector_are_tuned_each_at_its_rate(name, family):
+    model = AutoModelForImageTextToText.from_config(tiny_hosts.config_of(family))
+    config = TrainConfig("x", lr=0.1, projector_lr=0.2)
+    model = _start(Backbone("x", model, None), METHODS[name].configure(None), config)
+    tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    groups = make_optimizer(model, tuned, config).param_groups
+    rates = {id(p): group["peak"] for group in groups for p in group["params"]}
+    projector = {id(p) for p in find_backbone(model).projector.parameters() if p.requires_grad}
+    assert projector == {i for i, rate in rates.items() if rate == 0.2} and projector < rates.keys()
+    assert all(any(f"layers.{i}." in name for name in tuned) for i in range(3))  # of the LLM
 
 
 def test_vpt_starts_as_its_code_does():

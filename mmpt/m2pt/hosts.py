@@ -143,6 +143,8 @@ FAMILIES = (
     Family("Qwen2.5-VL", Qwen2_5_VLModel, **_QWEN),
 )
 
+PROJECTORS = frozenset(family.projector for family in FAMILIES)
+
 REFUSED = {  # model_type: why
     "qwen3_vl": "inner layers of its vision tower feed layers of the LLM past the projector",
     "pixtral": "its vision tower packs the patches of all pictures into one sequence under one mask",
