@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from mmpt.errors import InputError
-from mmpt.files import check_writable, read_jsonl, write_whole
+from mmpt.files import check_characters, check_writable, read_jsonl, write_whole
 
 MAX_PIXELS = 50_000_000  # refused before anything is decoded
 MAX_BYTES = 64 << 20
@@ -83,13 +83,14 @@ def check_question(text: str) -> str:
     """The question without spaces around it.
 
     Raises:
-        InputError: empty, or longer than `MAX_QUESTION` characters.
+        InputError: empty, longer than `MAX_QUESTION` characters, or with half of one.
     """
     text = text.strip()
     if not text:
         raise InputError("The question is empty; ask something about the picture, such as: What is on the left?")
     if len(text) > MAX_QUESTION:
         raise InputError(f"The question has {len(text)} characters; ask with at most {MAX_QUESTION}.")
+    check_characters(text)
     return text
 
 

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from mmpt.ask import open_picture
 from mmpt.errors import InputError
-from mmpt.files import field, read_json, read_text, tell_broken
+from mmpt.files import check_characters, field, read_json, read_text, tell_broken
 from mmpt.scenes import SEEDS, Scene, make_scene
 from mmpt.tasks import ask_about
 
@@ -68,6 +68,7 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
             continue
         try:
             image, conversation = parse(row)
+            check_characters("".join(text for turn in conversation for text in turn))
             found[number] = _place(source.parent, beside, image), conversation
         except (InputError, OSError, ValueError) as error:  # the latter of what cannot be a file's name
             problems[number] = str(error)

@@ -63,6 +63,14 @@ def tell_broken(problems: list[str]) -> None:
         print(f"{len(problems)} row(s) cannot be used and are left out:\n{shown}", file=sys.stderr)
 
 
+def check_characters(text: str) -> None:
+    """InputError if `text` holds half of a character, as of an emoji that was cut in two: no tokenizer takes it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{error.object[error.start]!r} is half of a character; write it whole, in UTF-8.") from None
+
+
 def read_text(file: Path, wanted: str) -> str:
     """A UTF-8 file's text, without a byte order mark; InputError, naming what is `wanted`, where there is none."""
     try:

@@ -134,6 +134,8 @@ def test_questions():
         check_question(" \n")
     with pytest.raises(InputError, match="has 2001 characters; ask with at most 2000"):
         check_question("a" * 2001)
+    with pytest.raises(InputError, match=r"'\\ud83d' is half of a character; write it whole, in UTF-8"):
+        check_question("What \ud83d?")
 
 
 def write(path, *rows):

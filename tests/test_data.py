@@ -95,14 +95,14 @@ def test_what_cannot_be_used_is_told_and_the_rest_kept(folder):
     (folder / "broken.png").write_bytes(b"no picture")
     good = {"image": "a.png", "question": "What?", "answer": "this"}
     rows = [good, {**good, "image": "broken.png"}, {**good, "image": "none.png"}, {**good, "answer": 3}, {}, 7]
-    rows.append(good | {"answer": "<image>"})
+    rows += [good | {"answer": "<image>"}, good | {"question": "What \ud83d?"}]
     write(folder, rows)
     with (folder / "questions.jsonl").open("a") as file:
         file.write("{half a line\n")
     examples, problems = read_examples(folder)
     assert examples == [Example(folder / "a.png", (("What?", "this"),))]
     told = ["cannot be read as a picture", "There is no file", "answer is 3", "image is None", "no JSON"]
-    told += ["an answer holds <image>", "no JSON"]
+    told += ["an answer holds <image>", r"'\ud83d' is half of a character", "no JSON"]
     assert len(problems) == len(told)
     for number, (problem, words) in enumerate(zip(problems, told), 2):
         assert problem.startswith(f"questions.jsonl, row {number}: ") and words in problem
