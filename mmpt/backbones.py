@@ -285,7 +285,7 @@ def adapter_folder(adapter: str | Path) -> Path:
     """
     here, shipped = Path(adapter), ASSETS / "adapters" / Path(adapter).name
     plain = isinstance(adapter, str) and adapter == here.name
-    folders = [f for f in (shipped,) * plain + (here,) if (f / "adapter_config.json").is_file()]
+    folders = [f for f in (shipped,) * plain + (here,) if os.path.isfile(f / "adapter_config.json")]
     if len({folder.resolve() for folder in folders}) > 1:
         raise InputError(f"{adapter!r} is a shipped adapter and a folder here; give ./{adapter} for the folder.")
     if folders:
@@ -299,7 +299,7 @@ def adapter_folder(adapter: str | Path) -> Path:
 
 def adapter_settings(folder: Path) -> dict:
     """What an adapter's folder says of it; InputError where that is no JSON, or the weights are missing."""
-    if not any((folder / f"adapter_model.{kind}").is_file() for kind in ("safetensors", "bin")):
+    if not any(os.path.isfile(folder / f"adapter_model.{kind}") for kind in ("safetensors", "bin")):
         raise InputError(f"{folder} holds adapter_config.json, but no weights; copy adapter_model.safetensors too.")
     return read_json(folder / "adapter_config.json", "an adapter's settings, as `python -m mmpt train` writes them")
 

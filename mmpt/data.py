@@ -52,7 +52,7 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
         InputError: no such file or folder, or nothing in it can be used.
     """
     source = Path(source)
-    if source.is_dir():
+    if os.path.isdir(source):
         files = sorted(source.glob("*.jsonl"))
         if len(files) != 1:
             raise InputError(f"{source} holds {len(files)} .jsonl files; give {_WANTED}.")
@@ -61,7 +61,7 @@ def read_examples(source: str | Path, turns: int = 4) -> tuple[list[Example], li
         parse, rows = _conversation, _objects(source)
     else:
         raise InputError(f"There is nothing to tune on at {source}; give {_WANTED}.")
-    beside = sorted(path for path in source.parent.iterdir() if path.is_dir())
+    beside = sorted(path for path in source.parent.glob("*") if os.path.isdir(path))
     found, problems = {}, {}
     for number, row in enumerate(rows, 1):
         if isinstance(row, str) and not row.strip():
@@ -155,9 +155,9 @@ def _objects(file):
 
 def _place(folder, beside, image):
     """Where the picture `image` is: in `folder`, else in just one of the folders `beside`."""
-    if (folder / image).exists():
+    if os.path.exists(folder / image):
         return folder / image
-    places = [other / image for other in beside if (other / image).exists()]
+    places = [other / image for other in beside if os.path.exists(other / image)]  # False where one may not look
     if len(places) > 1:
         raise InputError(f"{image} is in {places[0].parent} and in {places[1].parent}; leave one of them.")
     return places[0] if places else folder / image

@@ -1,6 +1,7 @@
 """What was tuned goes to the hub: the model card of a run, filled from its `training.json`, and the upload."""
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def push(adapter: str | Path, repo: str, results: Sequence[str | Path] = (), lic
     Raises:
         InputError: no finished run, a result that is none, the hub cannot be reached, or would not take it.
     """
-    folder = Path(adapter) if (Path(adapter) / "training.json").is_file() else adapter_folder(adapter)
+    folder = Path(adapter) if os.path.isfile(Path(adapter) / "training.json") else adapter_folder(adapter)
     readme = card(_record(folder), repo, [_shown(file) for file in results], licence)
     open_repo(repo)
     files = [f for f in sorted(folder.iterdir()) if f.suffix in _UPLOADED and f.name != "training.json"]
@@ -192,7 +193,7 @@ def _shown_and_on_hub(backbone):
     """A backbone's name for a card and its hub id, None for a folder."""
     if backbone.removesuffix("-text") == "tiny":
         return "tiny", _TINY
-    if re.fullmatch(_REPO, backbone) and not Path(backbone).exists():
+    if re.fullmatch(_REPO, backbone) and not os.path.exists(backbone):
         return backbone, backbone
     return Path(backbone).name, None
 

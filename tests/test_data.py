@@ -1,6 +1,7 @@
 """Pictures of one's own: both formats are read, unusable rows are told, each epoch sees every row once."""
 
 import json
+import os
 
 import pytest
 from helpers import tiny_backbone
@@ -89,6 +90,22 @@ def test_a_picture_in_two_folders_is_not_guessed(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps([{"image": "x.png", "conversations": said}]))
     with pytest.raises(InputError, match="x.png is in .*a and in .*b; leave one of them"):
         read_examples(tmp_path / "x.json")
+
+
+def test_a_folder_beside_that_may_not_be_looked_into(folder, monkeypatch):
+    (folder / "lost+found").mkdir()
+    stat = os.stat
+
+    def closed(path, **kwargs):
+        if "lost+found/" in str(path):
+            raise PermissionError(13, "Permission denied")
+        return stat(path, **kwargs)
+
+    monkeypatch.setattr(os, "stat", closed)
+    good = {"image": "a.png", "question": "What?", "answer": "this"}
+    write(folder, [good, good | {"image": "none.png"}])
+    examples, problems = read_examples(folder)
+    assert len(examples) == 1 and "There is no file" in problems[0]
 
 
 def test_what_cannot_be_used_is_told_and_the_rest_kept(folder):
