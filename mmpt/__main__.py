@@ -16,19 +16,19 @@ METHODS = (
 
 
 def ask(args):
-    from mmpt.ask import ask_file, check_question, open_picture, read_requests
-    from mmpt.files import check_writable
+    from mmpt.ask import ask_file, check_batch, check_question, open_picture
 
     if bool(args.batch) == bool(args.image):
         raise InputError("Give a picture and a question, or --batch FILE.jsonl with --out FILE.jsonl.")
     if args.batch:
         if not args.out:
             raise InputError("--batch needs --out FILE.jsonl for the answers.")
-        check_writable(args.out)
-        read_requests(args.batch)  # a mistake is told before the model is loaded
+        check_batch(args.batch, args.out)  # a mistake is told before the model is loaded
         n = ask_file(_load(args), args.batch, args.out)
         print(f"{n} answers in {args.out}")
         return
+    if args.out:
+        raise InputError(f"--out is {args.out}; it goes with --batch FILE.jsonl. One answer is printed.")
     question = check_question(args.question or "")
     image = open_picture(args.image)
     answer = _load(args).answer([image], [question])[0]

@@ -1,6 +1,7 @@
 """Asking: one question on one picture, or many from a JSONL file; and what a person's picture and question must be."""
 
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import BinaryIO
@@ -25,8 +26,8 @@ def open_picture(path: str | Path) -> Image.Image:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            kind = "a folder" if path.is_dir() else "no regular file"
+        if os.path.exists(path) and not os.path.isfile(path):
+            kind = "a folder" if os.path.isdir(path) else "no regular file"
             raise InputError(f"{path} is {kind}; give a picture file, such as a PNG or JPEG.")
         size = path.stat().st_size
         if size > MAX_BYTES:
@@ -115,16 +116,27 @@ def read_requests(file: str | Path) -> list[dict]:
     return requests
 
 
+def check_batch(file: str | Path, out: str | Path) -> list[dict]:
+    """`read_requests`, once it is clear that their answers can be written to `out`, which is another file.
+
+    Raises:
+        InputError: see `read_requests`; or `out` cannot be written, or is `file`.
+    """
+    check_writable(out)
+    if os.path.realpath(out) == os.path.realpath(file):
+        raise InputError(f"{out} holds the questions; give another file for the answers.")
+    return read_requests(file)
+
+
 def ask_file(backbone, file: str | Path, out: str | Path, batch: int = 16) -> int:
     """Answer all lines of `file` into `out` (id, answer), in the same order; returns how many.
 
     Everything is checked before anything is computed, and `out` appears whole or not at all.
 
     Raises:
-        InputError: see `read_requests`; or `out` cannot be written.
+        InputError: see `check_batch`.
     """
-    check_writable(out)
-    requests = read_requests(file)
+    requests = check_batch(file, out)
     answers = []
     for start in tqdm(range(0, len(requests), batch), desc="answering", unit="batch"):
         rows = requests[start : start + batch]

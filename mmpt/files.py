@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from mmpt.errors import InputError
@@ -80,9 +82,10 @@ def read_text(file: Path, wanted: str) -> str:
 
 
 def check_writable(file: str | Path) -> None:
-    """InputError if `file` is a folder or its folder cannot be written to: told before the work rather than after."""
-    file = Path(file)
-    if file.is_dir() or not os.access(file.parent, os.W_OK | os.X_OK):
+    """InputError if `file` is a folder or cannot be written: told before the work rather than after."""
+    stream = _is_stream(file)
+    place = file if stream else os.path.dirname(os.path.realpath(file))
+    if os.path.isdir(file) or not os.access(place, os.W_OK if stream else os.W_OK | os.X_OK):
         raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
 
 
@@ -96,19 +99,40 @@ def make_folder(folder: Path) -> None:
 
 
 def write_whole(file: str | Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, so that it appears whole or not at all.
+    """Write a file, text as UTF-8, so that it appears whole or not at all; a link and a file's rights stay.
 
     Raises:
         InputError: it cannot be written.
     """
-    file = Path(file)
-    scratch = file.with_name(f".{file.name}.{os.getpid()}")
+    content = content.encode() if isinstance(content, str) else content
     try:
-        if isinstance(content, str):
-            scratch.write_text(content, encoding="utf-8")
+        if _is_stream(file):
+            Path(file).write_bytes(content)
         else:
-            scratch.write_bytes(content)
-        scratch.replace(file)
+            _replace(Path(os.path.realpath(file)), content)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
         raise InputError(f"{file} cannot be written ({error.strerror}); give another file.") from error
+
+
+def flush_to_disk(file: Path) -> None:
+    """Wait until what was written is on the disk: else a crash after the file was renamed could leave it empty."""
+    with file.open("rb+") as written:
+        os.fsync(written.fileno())
+
+
+def _replace(file, content):
+    scratch = file.with_name(f".{file.name[:50]}.{os.getpid()}")
+    try:
+        scratch.write_bytes(content)
+        if file.exists():
+            shutil.copymode(file, scratch)
+        flush_to_disk(scratch)
+        scratch.replace(file)
+    finally:
+        with suppress(OSError):
+            scratch.unlink()
+
+
+def _is_stream(file):
+    """Whether it is a device or a pipe, which is written to and cannot be replaced."""
+    return os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file)

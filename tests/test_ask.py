@@ -1,15 +1,20 @@
 import json
 import os
 import struct
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmpt.ask import MAX_PIXELS, ask_file, check_question, open_picture, read_requests
+from mmpt.backbones import adapter_folder
+from mmpt.data import read_examples
 from mmpt.errors import InputError
-from mmpt.files import write_whole
+from mmpt.files import check_writable, make_folder, write_whole
+from mmpt.runs import find_run
 
 
 class Echo:
@@ -182,14 +187,50 @@ def test_files_that_cannot_be_used(tmp_path, red):
             ask_file(None, file, out)
 
 
-def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+def test_the_questions_are_not_written_over(tmp_path, red):
+    file = write(tmp_path / "in.jsonl", {"id": 0, "image": "red.png", "question": "q"})
+    with pytest.raises(InputError, match="in.jsonl holds the questions; give another file for the answers"):
+        ask_file(None, file, tmp_path / "." / "in.jsonl")
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt])
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch, error):
     (tmp_path / "old").write_text("old")
+    write_bytes = Path.write_bytes
 
-    def write_text(path, text, encoding):
-        path.write_bytes(text[:1].encode())
-        raise OSError(28, "No space left on device")
+    def half(path, content):
+        write_bytes(path, content[:1])
+        raise error
 
-    monkeypatch.setattr("pathlib.Path.write_text", write_text)
-    with pytest.raises(InputError, match=r"cannot be written \(No space left on device\)"):
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises((InputError, KeyboardInterrupt), match=r"cannot be written \(No space left on device\)|^$"):
         write_whole(tmp_path / "old", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["old"] and (tmp_path / "old").read_text() == "old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+def test_devices_links_and_rights_stay_as_they_are(tmp_path):
+    (tmp_path / "real").touch(0o600)
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "device").symlink_to("/dev/null")
+    for name in ("link", "device"):
+        check_writable(tmp_path / name)
+        write_whole(tmp_path / name, "new")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "real").read_text() == "new"
+    assert (tmp_path / "real").stat().st_mode & 0o777 == 0o600
+    assert Path("/dev/null").is_char_device() and (tmp_path / "device").read_text() == ""
+
+
+def test_names_that_are_too_long(tmp_path):
+    name = tmp_path / ("a" * 300)
+    with pytest.raises(InputError, match="cannot be written .File name too long"):
+        check_writable(name)
+        write_whole(name, "new")
+    write_whole(tmp_path / ("a" * 250), "new")  # for which the scratch file has a shorter one
+    with pytest.raises(InputError, match="There is no adapter"):
+        adapter_folder(name)
+    with pytest.raises(InputError, match="There is nothing to tune on"):
+        read_examples(name)
+    assert find_run(name, False) == (None, None)
+    with pytest.raises(InputError, match="cannot be made"):
+        make_folder(name)

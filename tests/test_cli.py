@@ -53,6 +53,7 @@ def test_help_needs_no_torch():
         (["scenes", "--n", "0", "--out", "x"], "--n is 0; give a number"),
         (["scenes", "--seed", "-1", "--out", "x"], "--seed is -1; give one from 0 to 4294967295"),
         (["scenes", "--size", "9999", "--out", "x"], "--size is 9999; give one from 56 to 4096"),
+        (["ask", "PICTURE", "What?", "--out", "o"], "--out is o; it goes with --batch FILE.jsonl"),
         (["ask", "--batch", "none.jsonl", "--out", "no/o"], "no/o cannot be written"),
         (["evaluate", "--suite", "base", "--adapter", "none", "--json", "no/r"], "no/r cannot be written"),
         (["scenes", "--size", "10", "--out", "x"], "size is 10; a scene needs at least 56 px"),
