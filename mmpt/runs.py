@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from mmpt.data import fingerprint
 from mmpt.errors import InputError, first_line
-from mmpt.files import make_folder
+from mmpt.files import flush_to_disk, make_folder
 from mmpt.hub import card
 from mmpt.precision import PRECISIONS
 
@@ -120,6 +120,7 @@ def save(out: Path, state: dict) -> None:
     temporary = out / f"{_CHECKPOINT}.tmp"
     try:
         torch.save(state, temporary)
+        flush_to_disk(temporary)
         temporary.replace(out / _CHECKPOINT)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         temporary.unlink(missing_ok=True)
@@ -144,6 +145,7 @@ def finish(out: Path, backbone, weights: dict, state: dict, accelerator) -> None
         "versions": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate")},
     }
     late = (_ADAPTER, _RECORD)
+    shutil.rmtree(temporary, ignore_errors=True)  # what a kill may have left
     try:
         if isinstance(model, PeftModel):
             model.save_pretrained(temporary, state_dict=weights, save_embedding_layers=False)
@@ -154,6 +156,7 @@ def finish(out: Path, backbone, weights: dict, state: dict, accelerator) -> None
         (temporary / "README.md").write_text(card(record), encoding="utf-8")
         names = {file.name for file in temporary.iterdir()}
         for name in (*sorted(names - set(late)), *(name for name in late if name in names)):
+            flush_to_disk(temporary / name)
             (temporary / name).replace(out / name)
     except (OSError, SafetensorError) as error:
         raise _unwritten(out, error) from error

@@ -61,6 +61,12 @@ def test_a_damaged_log_is_named(tmp_path, stop_before):
         run(tmp_path, resume=True)
 
 
+def test_what_a_kill_left_unfinished_stays_out_of_the_result(tmp_path):
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "stale.safetensors").touch()
+    assert not (run(tmp_path, steps=1) / "stale.safetensors").exists()
+
+
 def test_a_run_that_failed_before_its_first_step_leaves_its_folder_free(tmp_path, stop_before, monkeypatch):
     stop_before(0)
     with pytest.raises(KeyboardInterrupt):
