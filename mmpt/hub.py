@@ -16,7 +16,11 @@ from mmpt.files import read_text
 
 _TINY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _REPO = r"[\w.-]+/[\w.-]+"
-_UPLOADED = (".json", ".safetensors", ".jinja", ".model", ".txt")  # weights and settings; no checkpoint, no logs
+_UPLOADED = (  # what a run writes, but for its records; else what lies beside it, perhaps the data, would go too
+    "adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json", "model*.safetensors",
+    "model.safetensors.index.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
+    "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*",
+)  # fmt: skip
 _UNMEASURED = "Nothing but the loss. `python -m mmpt evaluate --suite mini` measures answers."
 _ONLINE = "check the name, the network and the login (hf auth login)"
 _CITATIONS = {
@@ -151,10 +155,10 @@ def push(adapter: str | Path, repo: str, results: Sequence[str | Path] = (), lic
         InputError: no finished run, a result that is none, the hub cannot be reached, or would not take it.
     """
     folder = Path(adapter) if os.path.isfile(Path(adapter) / "training.json") else adapter_folder(adapter)
-    readme = card(_record(folder), repo, [_shown(file) for file in results], licence)
+    readme = _card_of(folder, repo, [_shown(file) for file in results], licence)
     open_repo(repo)
-    files = [f for f in sorted(folder.iterdir()) if f.suffix in _UPLOADED and f.name != "training.json"]
-    operations = [CommitOperationAdd(file.name, str(file)) for file in files]
+    names = sorted({path.name for pattern in _UPLOADED for path in folder.glob(pattern)})
+    operations = [CommitOperationAdd(name, _content(folder / name)) for name in names]
     operations.append(CommitOperationAdd("README.md", readme.encode()))
     try:
         return HfApi().create_commit(repo, operations, commit_message="Upload what mmpt tuned").commit_url
@@ -165,11 +169,21 @@ def push(adapter: str | Path, repo: str, results: Sequence[str | Path] = (), lic
         ) from error
 
 
-def _record(folder):
+def _card_of(folder, *told):
     try:
-        return json.loads((folder / "training.json").read_text())
-    except (OSError, ValueError):
+        return card(json.loads((folder / "training.json").read_text()), *told)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{folder} holds no finished run; give a folder that `python -m mmpt train` wrote.") from None
+
+
+def _content(file):
+    """What is uploaded of a file: its path, but for the settings that may name a folder of this machine."""
+    if file.name != "adapter_config.json":
+        return str(file)
+    settings = json.loads(file.read_text())
+    base = settings["base_model_name_or_path"]
+    settings["base_model_name_or_path"] = base if _on_hub(base) else Path(base).name
+    return json.dumps(settings, indent=2).encode()
 
 
 def _shown(file):
@@ -193,9 +207,11 @@ def _shown_and_on_hub(backbone):
     """A backbone's name for a card and its hub id, None for a folder."""
     if backbone.removesuffix("-text") == "tiny":
         return "tiny", _TINY
-    if re.fullmatch(_REPO, backbone) and not os.path.exists(backbone):
-        return backbone, backbone
-    return Path(backbone).name, None
+    return (backbone, backbone) if _on_hub(backbone) else (Path(backbone).name, None)
+
+
+def _on_hub(backbone):
+    return re.fullmatch(_REPO, backbone) and not os.path.exists(backbone)
 
 
 def _loading(backbone, method, repo, quantize):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -111,7 +112,7 @@ def test_folders_of_this_machine_stay_out_of_the_card(record, tmp_path):
 
 
 def test_what_is_uploaded(out, hub, tmp_path):
-    for name in ("checkpoint.pt", "checkpoint.pt.tmp", "mmpt"):
+    for name in ("checkpoint.pt", "checkpoint.pt.tmp", "annotations.json", "notes.txt", "mmpt"):
         (out / name).mkdir() if name == "mmpt" else (out / name).write_text("x")
     result = (ASSETS / "results" / "tasks-m2pt.json").read_text()
     (tmp_path / "result.json").write_text(result)
@@ -122,6 +123,22 @@ def test_what_is_uploaded(out, hub, tmp_path):
     found = ModelCard(hub.files["README.md"].decode())
     assert found.data.license == "mit" and render(json.loads(result)) in found.text
     assert 'snapshot_download("me/it")' in found.text and "FOLDER" not in found.text
+
+
+def test_folders_of_this_machine_stay_out_of_what_is_uploaded(out, hub, tmp_path):
+    folder = shutil.copytree(out, tmp_path / "out")
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    home = {"base_model_name_or_path": str(tmp_path / "llava")}
+    (folder / "adapter_config.json").write_text(json.dumps(settings | home))
+    push(folder, "me/it")
+    found = json.loads(hub.files["adapter_config.json"])
+    assert found == settings | {"base_model_name_or_path": "llava"}
+
+
+def test_all_of_a_whole_model_is_uploaded(hub, tmp_path):
+    folder = train(tiny_backbone(), None, TrainConfig(tmp_path / "full", steps=1, pictures=1, turns=1))
+    push(folder, "me/it")
+    assert hub.files.keys() == {path.name for path in folder.iterdir()} - {"log.jsonl", "training.json"}
 
 
 def test_the_commands(hub, tmp_path, monkeypatch, capsys):
@@ -137,9 +154,14 @@ def test_the_commands(hub, tmp_path, monkeypatch, capsys):
 
 def test_what_stops_an_upload(out, hub, tmp_path, monkeypatch, capsys):
     (tmp_path / "result.json").write_text("[1]")
+    for name, record in (("list", "[]"), ("object", "{}")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training.json").write_text(record)
     for arguments, sentence in (
         ((out, "it"), "The repository is 'it'; give OWNER/NAME"),
         ((tmp_path, "me/it"), "There is no adapter .*; give one of m2pt"),
+        ((tmp_path / "list", "me/it"), "list holds no finished run; give a folder that"),
+        ((tmp_path / "object", "me/it"), "object holds no finished run; give a folder that"),
         ((out, "me/it", [tmp_path / "result.json"]), "result.json holds no result; give a file that"),
         ((out, "me/it", [tmp_path / "none.json"]), "none.json cannot be read; give a file that"),
     ):
