@@ -71,7 +71,7 @@ class Backbone:
                 model is as it was.
         """
         folder = Path(os.path.abspath(adapter_folder(adapter)))  # a link keeps its own name
-        self._check_home(folder)
+        self.check_home(folder)
         loaded = self.model.peft_config if isinstance(self.model, PeftModel) else {}
         name = name or free_name(folder, {n: self.adapters.get(n) for n in loaded})
         if name not in loaded:
@@ -83,8 +83,9 @@ class Backbone:
         self.model.eval()
         return name
 
-    def _check_home(self, folder):
-        """Widths and depths can agree by chance, so the name must too; the model's own part of it, not the path."""
+    def check_home(self, folder: Path) -> None:
+        """InputError if the adapter in `folder` is another backbone's: widths and depths can agree by chance, so the
+        name must too; the model's own part of it, not the path."""
         home = adapter_settings(folder).get("base_model_name_or_path")
         if home and Path(home).name != Path(self.name).name:
             raise InputError(

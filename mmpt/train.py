@@ -10,6 +10,8 @@ The output head sees only the positions that have a label: at 49,152 words it wo
 """
 
 import math
+import os
+import re
 import time
 from contextlib import closing, nullcontext
 from copy import deepcopy
@@ -32,10 +34,10 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mmpt.backbones import Backbone, adapter_folder, load
+from mmpt.backbones import Backbone, adapter_folder, adapter_settings, load
 from mmpt.batches import batches
 from mmpt.data import own_examples, seed_of
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.precision import PRECISIONS, autocast, make_scaler, quick_attention, suited
 from mmpt.rates import make_optimizer, schedule
@@ -43,6 +45,7 @@ from mmpt.runs import check_tracker, describe, find_run, finish, log, open_run, 
 from mmpt.sharding import sharded_like, whole
 from mmpt.tasks import check_tasks
 
+_MAY_DIFFER = "init|dropout|inference_mode|target_modules|task_type|peft_version"  # of a start's settings
 _LEAST_SCALE = 1e-3  # of the loss under fp16: a gradient that overflows still will do so at any
 
 
@@ -91,8 +94,8 @@ class TrainConfig:
             raise InputError(f"relative_lr is {self.relative_lr!r}; give a share above 0 and up to 1, or None.")
         if self.warmup > 1:
             raise InputError(f"warmup is {self.warmup}; give the share of the steps, from 0 to 1.")
-        if type(self.seed) is not int:
-            raise InputError(f"seed is {self.seed!r}; give a whole number.")
+        if type(self.seed) is not int or not -(2**63) <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed!r}; give a whole number from -2^63 to 2^63 - 1.")
         if self.precision not in (None, "auto", *PRECISIONS):
             names = ", ".join(map(repr, ("auto", *PRECISIONS)))
             raise InputError(f"precision is {self.precision!r}; give one of {names}, or None (as loaded).")
@@ -107,6 +110,8 @@ class TrainConfig:
         if self.data is not None:
             if self.tasks or self.scenes:
                 raise InputError("tasks and scenes are of drawn pictures; leave them out when data is given.")
+            if os.path.realpath(self.data) == os.path.realpath(self.out):
+                raise InputError(f"out is {self.out}, the folder of the data; give another folder for the adapter.")
             self.data = str(self.data)
         if self.start is not None:
             adapter_folder(self.start)
@@ -313,13 +318,22 @@ def _start(backbone, peft_config, config):
 
 def _start_from(backbone, folder):
     """Copy the adapter's weights. PEFT itself would pass over what does not fit."""
+    backbone.check_home(folder)
+    settings, given = adapter_settings(folder), backbone.model.active_peft_config.to_dict()
+    wrong = [
+        f"{name} was {settings[name]!r} and is {value!r}"
+        for name, value in given.items()
+        if type(value) in (bool, int, float, str)  # what a list changes, the weights' names tell
+        and settings.get(name, value) != value
+        and not re.search(_MAY_DIFFER, name)
+    ]
     try:
         weights = load_peft_weights(folder, device=str(backbone.model.device))
         set_peft_model_state_dict(backbone.model, weights)
         now = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
-        wrong = [k for k in sorted(weights.keys() | now.keys()) if k not in weights or k not in now]
+        wrong += [k for k in sorted(weights.keys() | now.keys()) if k not in weights or k not in now]
     except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        wrong = [str(error).splitlines()[0]]
+        wrong.append(first_line(error))
     if wrong:
         raise InputError(
             f"The adapter in {folder} cannot be the start ({wrong[0]}); give one of the same method and settings that "

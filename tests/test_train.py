@@ -521,6 +521,8 @@ def test_a_run_starts_from_an_adapter(tmp_path, method):
         ({"weight_decay": -0.1}, "weight_decay is -0.1; give a number of at least 0"),
         ({"warmup": 1.5}, "warmup is 1.5; give the share of the steps, from 0 to 1"),
         ({"seed": "x"}, "seed is 'x'; give a whole number"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; give a whole number from -2\\^63 to"),
+        ({"data": "./x/"}, "out is x, the folder of the data; give another folder for the adapter"),
         ({"precision": "fp8"}, "precision is 'fp8'; give one of 'auto', 'fp32', 'bf16', 'fp16', or None"),
         ({"pictures": 6, "accumulate": 4}, "6 pictures a step cannot be cut into 4 equal parts"),
         ({"tasks": ["count", "dance"]}, "There is no task 'dance'; give all, or some of count, "),
@@ -553,6 +555,14 @@ def test_a_start_that_does_not_fit(tmp_path):
     for method, start in (("m2pt", "lora"), ("lora", "m2pt"), ("prompt tuning", "lora")):
         with pytest.raises(InputError, match=f"{start} cannot be the start .* give one of the same method"):
             run(tmp_path / "out" / method, method, start=tmp_path / start)
+    for changes in ({"visual_readout": "parameter"}, {"textual_update": "carry"}):
+        config = M2PTConfig(num_textual_prompts=3, num_visual_prompts=2, **changes)
+        with pytest.raises(InputError, match=f"cannot be the start .{next(iter(changes))} was '"):
+            train(tiny_backbone(), config, settings(tmp_path / "other", start=tmp_path / "m2pt"))
+    backbone = tiny_backbone()
+    backbone.name = "elsewhere"
+    with pytest.raises(InputError, match="was tuned on 'tiny-random', and this backbone is 'elsewhere'"):
+        train(backbone, METHODS["m2pt"](), settings(tmp_path / "other", start=tmp_path / "m2pt"))
     with pytest.raises(InputError, match="There is no adapter 'nowhere'"):
         settings(tmp_path, start="nowhere")
     with pytest.raises(InputError, match="starts from a backbone, not an adapter"):
