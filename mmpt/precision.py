@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from mmpt.errors import InputError
+from mmpt.m2pt.hosts import FAMILIES
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -45,9 +46,12 @@ def make_scaler(model: nn.Module, accelerator: Accelerator) -> torch.amp.GradSca
     """Under fp16 small gradients would vanish on their way back: the loss is scaled up as far as none overflows.
 
     Raises:
-        InputError: fp16 under FSDP.
+        InputError: fp16 under FSDP, or of a family whose activations overflow in it.
     """
     fp16 = _dtype(model) == torch.float16
+    for family in FAMILIES:
+        if fp16 and not family.float16 and any(isinstance(module, family.model) for module in model.modules()):
+            raise InputError(f"{family.name} overflows in fp16; hold the weights in bf16 or fp32 (--precision).")
     if fp16 and accelerator.distributed_type == "FSDP":
         raise InputError("fp16 scales the loss, which FSDP does not take; hold the weights in bf16.")
     return torch.amp.GradScaler(accelerator.device.type, enabled=fp16)

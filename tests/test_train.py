@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import tiny_hosts
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 from helpers import tiny_backbone
 from peft import (
@@ -23,6 +25,7 @@ from peft import (
     get_peft_model_state_dict,
 )
 from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
 
 import mmpt
 import mmpt.data
@@ -31,7 +34,7 @@ import mmpt.train
 from mmpt.data import conversation
 from mmpt.errors import InputError
 from mmpt.m2pt import M2PTConfig
-from mmpt.precision import PRECISIONS
+from mmpt.precision import PRECISIONS, make_scaler
 from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
 from mmpt.train import AnswerLoss, TrainConfig, _start, schedule, train
@@ -242,6 +245,12 @@ def test_relative_rates_follow_the_size_of_the_prompts():
     assert [rates[id(p)] for p in tuned.values()] == pytest.approx([0.002, 0.1, 0.06, 0.3])
 
 
+@pytest.mark.parametrize("method", ["lora", "prompt tuning"])
+def test_relative_rates_want_prompts_of_ours(tmp_path, method):
+    with pytest.raises(InputError, match="relative_lr is 0.5, and this method has no prompts of M²PT; give lr"):
+        run(tmp_path, method, relative_lr=0.5)
+
+
 def test_accumulation_does_not_change_the_result(tmp_path):
     changes = {"pictures": 4, "steps": 3}
     whole = run(tmp_path / "whole", "m2pt", **changes)
@@ -315,6 +324,13 @@ def test_full_fine_tuning_in_16_bits_leaves_a_model_that_can_be_asked(tmp_path, 
     train(exact, None, settings(tmp_path / "exact", steps=2))
     told, expected = (json.loads((tmp_path / n / "log.jsonl").read_text())["loss"] for n in ("out", "exact"))
     assert told == pytest.approx(expected, rel=0.02)
+
+
+def test_fp16_is_refused_where_activations_overflow():
+    model = AutoModelForImageTextToText.from_config(tiny_hosts.config_of("gemma3"))
+    make_scaler(model, Accelerator(cpu=True))
+    with pytest.raises(InputError, match="Gemma 3 overflows in fp16; hold the weights in bf16 or fp32"):
+        make_scaler(model.half(), Accelerator(cpu=True))
 
 
 def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tmp_path, monkeypatch):
