@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from functools import partial
 
 from mmpt import console
 from mmpt.errors import InputError
@@ -43,7 +44,7 @@ def train(args):
     import torch
     from accelerate import PartialState
 
-    from mmpt.hub import open_repo, push
+    from mmpt.hub import check_repo, open_repo, push
     from mmpt.methods import method
     from mmpt.train import TrainConfig, train
 
@@ -53,11 +54,12 @@ def train(args):
     rates = {name: rate for name, rate in chosen.rates.items() if not (name == "relative_lr" and "lr" in given)}
     config = TrainConfig(**rates | given)
     if args.push_to_hub:
-        open_repo(args.push_to_hub)
+        check_repo(args.push_to_hub)
     # Each process takes its own GPU, before anything is loaded.
     process = PartialState(cpu=not torch.cuda.is_available())
     backbone = chosen.load(args.backbone, quantize=args.quantize)
-    folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config)
+    on_start = partial(open_repo, args.push_to_hub) if args.push_to_hub else None
+    folder = train(backbone, chosen.configure(backbone.processor.tokenizer), config, on_start)
     if process.is_main_process:
         print(f"{chosen.row} in {folder}")
         if args.push_to_hub:

@@ -123,14 +123,19 @@ def card(record: dict, repo: str | None = None, measured: Sequence[str] = (), li
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
 
 
+def check_repo(repo: str) -> None:
+    """InputError if `repo` is no OWNER/NAME."""
+    if not re.fullmatch(_REPO, repo):
+        raise InputError(f"The repository is {repo!r}; give OWNER/NAME.")
+
+
 def open_repo(repo: str) -> None:
     """Make OWNER/NAME on the hub unless it is there, so that what would stop an upload is told before the work.
 
     Raises:
         InputError: the hub cannot be reached, or would not take it.
     """
-    if not re.fullmatch(_REPO, repo):
-        raise InputError(f"The repository is {repo!r}; give OWNER/NAME.")
+    check_repo(repo)
     try:
         HfApi().create_repo(repo, exist_ok=True)
     except (OSError, ValueError, HTTPError) as error:

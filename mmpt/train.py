@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+from collections.abc import Callable
 from contextlib import closing, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -119,8 +120,15 @@ class TrainConfig:
         self.out = Path(self.out)
 
 
-def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfig) -> Path:
+def train(
+    backbone: Backbone,
+    peft_config: PeftConfig | None,
+    config: TrainConfig,
+    on_start: Callable[[], None] | None = None,
+) -> Path:
     """Tune the adapter of `peft_config` on `backbone`, which carries it afterwards; returns the adapter's folder.
+
+    One process calls `on_start` when all has been checked, before the first step.
 
     Under FSDP the backbone is left cut up: load the folder afresh to ask it.
 
@@ -178,6 +186,8 @@ def train(backbone: Backbone, peft_config: PeftConfig | None, config: TrainConfi
     loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
     tuned = _tuned(model)  # by FSDP put in the place of what was there
     losses, questions, seconds = _restore(saved, tuned, optimizer, scaler)
+    if on_start and accelerator.is_main_process:
+        on_start()
     start_tracker(accelerator, config.out, run, len(losses))
     started = time.monotonic() - seconds
     try:

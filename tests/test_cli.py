@@ -139,7 +139,7 @@ def test_without_an_adapter_named_the_shipped_one_is_for_tiny_alone(picture, mon
 def test_train_command_hands_its_options_over(monkeypatch, tmp_path, capsys, tiny):
     seen = {}
 
-    def train(backbone, peft_config, config):
+    def train(backbone, peft_config, config, on_start):
         seen.update(config=config, peft=peft_config)
         return config.out
 

@@ -167,7 +167,12 @@ def test_what_stops_an_upload(out, hub, tmp_path, monkeypatch, capsys):
     ):
         with pytest.raises(InputError, match=sentence):
             push(*arguments)
-    assert not hub.files
+    monkeypatch.setattr("mmpt.backbones.load_tiny", tiny_backbone)
+    words = ["train", "--method", "m2pt", "--out", str(tmp_path / "out"), "--push-to-hub", "me/it"]
+    assert main([*words, "--data", str(tmp_path / "none")]) == main([*words[:-1], "it"]) == 2
+    told = capsys.readouterr().err
+    assert "There is nothing to tune on" in told and "The repository is 'it'; give OWNER/NAME" in told
+    assert not hub.files and not hub.repos
 
     def unreachable(self, repo, **kwargs):
         raise HTTPError("Name or service not known")
@@ -175,8 +180,8 @@ def test_what_stops_an_upload(out, hub, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(mmpt.hub.HfApi, "create_repo", unreachable)
     with pytest.raises(InputError, match=r"me/it cannot be opened on the hub \(Name or service not known\); check"):
         push(out, "me/it")
-    monkeypatch.setattr(mmpt.train, "train", None)  # nothing is tuned first
-    assert main("train --method m2pt --out x --push-to-hub me/it".split()) == 2
+    monkeypatch.setattr(mmpt.train, "_step", None)  # nothing is tuned first
+    assert main(words) == 2
     assert "me/it cannot be opened on the hub" in capsys.readouterr().err
 
 
