@@ -21,9 +21,11 @@ from peft import PromptLearningConfig, get_peft_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
+from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
 from mmpt.backbones import Backbone, load
 from mmpt.data import conversation
+from mmpt.errors import InputError
 from mmpt.literal import LiteralM2PT
 from mmpt.m2pt import M2PTConfig
 from mmpt.methods import METHODS
@@ -66,8 +68,12 @@ def bench(backbone_name: str = "tiny", work: Work = FULL, methods: tuple[str, ..
     pictures_s (tuned on a second), of_peak (the step's operations a second, as a share of a large matrix product's).
 
     The peak memory is of a whole process that loads the backbone and trains one step; on a GPU of torch's memory.
+
+    Raises:
+        InputError: see `check_timed`.
     """
     backbone = load(backbone_name)
+    check_timed(backbone)
     times = {name: {"step_s": [], "answer_s": []} for name in methods}
     tunable, operations = {}, {}
     with tqdm(total=work.rounds * len(methods), unit="run") as bar:
@@ -90,6 +96,18 @@ def bench(backbone_name: str = "tiny", work: Work = FULL, methods: tuple[str, ..
         row["pictures_s"] = work.pictures / row["step_s"]
         row["of_peak"] = operations[row["method"]] / row["step_s"] / rate
     return rows
+
+
+def check_timed(backbone: Backbone) -> None:
+    """InputError if `backbone` is no LLaVA with a CLIP: floor and literal rows are written for these alone."""
+    model = backbone.model
+    if not isinstance(model, LlavaForConditionalGeneration) or not isinstance(
+        model.model.vision_tower, CLIPVisionModel
+    ):
+        raise InputError(
+            f"{backbone.name!r} is of {type(model).__name__}, and what is timed is a LLaVA with a CLIP as its vision "
+            "tower; give such a one. --fit takes any backbone."
+        )
 
 
 def render(rows: list[dict]) -> str:

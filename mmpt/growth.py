@@ -8,7 +8,7 @@ from plotly.subplots import make_subplots
 from tqdm import tqdm
 
 from mmpt.backbones import load
-from mmpt.bench import Work, ready, seconds
+from mmpt.bench import Work, check_timed, ready, seconds
 from mmpt.figures.style import COLOURS, INK, titled
 
 BASE = Work(2, 2, 5)
@@ -24,9 +24,10 @@ LINES = {"floor": ("the frozen model", INK), "m2pt": ("M²PT", COLOURS["textual"
 def growth(backbone_name: str = "tiny", base: Work = BASE) -> list[dict]:
     """A row a size: along (of `ALONG`), size, and the medians floor and m2pt, in seconds.
 
-    Else it is `base`. Both take turns, and all sizes do, round by round.
+    Else it is `base`. Both take turns, and all sizes do, round by round. Raises InputError as `check_timed` does.
     """
     backbone = load(backbone_name)
+    check_timed(backbone)
     rows = [{"along": name, "size": size} for name, (_, sizes) in ALONG.items() for size in sizes]
     times = [{name: [] for name in LINES} for _ in rows]
     with tqdm(total=base.rounds * len(rows), unit="size") as bar:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoModelForImageTextToText,
     CLIPImageProcessorPil,
@@ -65,8 +66,9 @@ def write(size: str, folder: str | Path, device: str | torch.device = "cpu") -> 
     try:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be written ({error.strerror}); give another folder.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"{folder} cannot be written ({reason}); give another folder.") from error
     return Path(folder)
 
 

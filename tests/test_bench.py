@@ -6,11 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from helpers import config_for, tiny_backbone
+from safetensors import SafetensorError
+from tiny_hosts import config_of
+from transformers import Idefics3ForConditionalGeneration, LlavaForConditionalGeneration
 
 import mmpt.bench
 import mmpt.growth
 import mmpt.sized
 from mmpt.__main__ import main
+from mmpt.backbones import Backbone
 from mmpt.bench import ROWS, Work, bench, flops, matmul_rate, ready, render
 from mmpt.errors import InputError
 from mmpt.fit import search
@@ -123,6 +127,24 @@ def test_a_model_of_random_weights_is_timed(monkeypatch, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert mmpt.sized.main(["7b", str(tmp_path / "file" / "in")]) == 2
     assert "in cannot be written (Not a directory); give another folder." in capsys.readouterr().err
+
+    def full(self, folder):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(LlavaForConditionalGeneration, "save_pretrained", full)
+    with pytest.raises(InputError, match="cannot be written .No space left on device.; give another folder"):
+        mmpt.sized.write("7b", tmp_path)
+
+
+def test_what_is_not_timed_is_told_before_the_work(monkeypatch):
+    other = Backbone("lab/model", Idefics3ForConditionalGeneration(config_of("idefics3")), None)
+    for module in (mmpt.bench, mmpt.growth):
+        monkeypatch.setattr(module, "load", lambda name: other)
+    for time in (bench, growth):
+        with pytest.raises(
+            InputError, match="'lab/model' is of Idefics3F.*, and what is timed is a LLaVA with a CLIP"
+        ):
+            time("lab/model")
 
 
 def test_growth(backbone, monkeypatch, tmp_path, capsys):
