@@ -29,7 +29,7 @@ from transformers import (
 )
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 from mmpt.files import read_json
 from mmpt.loading import BITS, default_dtype, load_pretrained
 from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
@@ -109,7 +109,7 @@ class Backbone:
             if not isinstance(error, (RuntimeError, ValueError, KeyError)):
                 raise
             raise InputError(
-                f"The adapter in {folder} does not fit the backbone {self.name}: {str(error).strip().splitlines()[0]} "
+                f"The adapter in {folder} does not fit the backbone {self.name}: {first_line(error)} "
                 "Load it on the backbone that it was tuned on."
             ) from error
 

@@ -10,7 +10,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError  # of whichever client it has
 
 from mmpt.backbones import adapter_folder
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 from mmpt.evaluate import render
 from mmpt.files import read_text
 
@@ -139,7 +139,7 @@ def open_repo(repo: str) -> None:
     try:
         HfApi().create_repo(repo, exist_ok=True)
     except (OSError, ValueError, HTTPError) as error:
-        raise InputError(f"{repo} cannot be opened on the hub ({_first(error)}); {_ONLINE}.") from error
+        raise InputError(f"{repo} cannot be opened on the hub ({first_line(error)}); {_ONLINE}.") from error
 
 
 def push(adapter: str | Path, repo: str, results: Sequence[str | Path] = (), licence: str | None = None) -> str:
@@ -169,7 +169,7 @@ def push(adapter: str | Path, repo: str, results: Sequence[str | Path] = (), lic
         return HfApi().create_commit(repo, operations, commit_message="Upload what mmpt tuned").commit_url
     except (OSError, ValueError, HTTPError) as error:
         raise InputError(
-            f"{folder} could not be uploaded to {repo} ({_first(error)}); {_ONLINE}, then run "
+            f"{folder} could not be uploaded to {repo} ({first_line(error)}); {_ONLINE}, then run "
             f"python -m mmpt push {folder} {repo}."
         ) from error
 
@@ -233,7 +233,3 @@ def _loading(backbone, method, repo, quantize):
     else:
         arguments = f'"{backbone}", adapter={place}' + (f', quantize="{quantize}"' if quantize else "")
     return "\n".join([*lines, "", f"backbone = {load}({arguments})"])
-
-
-def _first(error):
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,7 +18,7 @@ from transformers import (
     ProcessorMixin,
 )
 
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 from mmpt.m2pt.backbone import find_backbone
 
 BITS = {"4bit": 4, "8bit": 8}
@@ -135,8 +135,7 @@ def _reason(name, error):
         )
     if isinstance(error.__cause__, RepositoryNotFoundError):
         return f"The hub knows no model {name!r}, or it is private: check its name, or sign in with `hf auth login`."
-    first = str(error).strip().splitlines()[0]
     return (
-        f'The backbone {name!r} could not be loaded ({first}); give "tiny", a folder with a multimodal LLM and '
-        "its processor, or a hub id while the hub can be reached."
+        f'The backbone {name!r} could not be loaded ({first_line(error)}); give "tiny", a folder with a '
+        "multimodal LLM and its processor, or a hub id while the hub can be reached."
     )

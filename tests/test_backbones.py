@@ -10,13 +10,14 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
-from transformers import PaliGemmaProcessor
+from transformers import AutoConfig, PaliGemmaProcessor
 
 import mmpt
 from mmpt.backbones import ASSETS, CHAT_TEMPLATE, adapter_folder
 from mmpt.errors import InputError
 from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
+from mmpt.mpt4lm.backbone import load as load_text_only
 from mmpt.reading import read
 from mmpt.scenes import make_scene
 from mmpt.tiny.describe import QUESTION, compare
@@ -183,6 +184,16 @@ def test_the_picture_matters(tiny, scenes):
 def test_wrong_names_say_what_to_give(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+def test_an_error_without_a_word_is_told_by_its_kind(monkeypatch):
+    def wordless(*args, **kwargs):
+        raise OSError
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", wordless)
+    for load in (mmpt.load, lambda name: load_text_only(name, name)):
+        with pytest.raises(InputError, match=r"could not be loaded \(OSError\); give"):
+            load("some/model")
 
 
 @pytest.mark.parametrize("supported, dtype", [(True, torch.bfloat16), (False, torch.float16)])

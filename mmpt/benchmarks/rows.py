@@ -14,7 +14,7 @@ from pathlib import Path
 from PIL import Image
 
 from mmpt.ask import decode_picture, open_picture
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 from mmpt.files import field, read_text
 from mmpt.suites import SuiteQuestion
 
@@ -81,9 +81,9 @@ def from_hub(repository: str, config: str | None, split: str) -> Placed:
         for number, row in enumerate(rows, 1):
             yield f"{repository}, {split}, row {number}", row
     except Exception as error:  # whatever the libraries below raise where a network or a file fails them
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"{repository} cannot be read from the hub ({reason}); go online, or give --data FOLDER with a copy."
+            f"{repository} cannot be read from the hub ({first_line(error)}); go online, or give --data FOLDER "
+            "with a copy."
         ) from error
 
 

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from mmpt.backbones import ASSETS, Backbone, load_tiny, tiny_image_processor
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 from mmpt.loading import default_dtype
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.reading import read_text
@@ -177,7 +177,7 @@ def _load_pretrained(name, tower, dtype):
         return _backbone(name, model, AutoImageProcessor.from_pretrained(tower), tokenizer, PLAIN_TEMPLATE)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"The LLM {name!r} with the tower {tower!r} could not be loaded ({str(error).splitlines()[0]}); give "
+            f"The LLM {name!r} with the tower {tower!r} could not be loaded ({first_line(error)}); give "
             "folders, or hub ids while the hub can be reached."
         ) from error
 
