@@ -10,6 +10,8 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +19,7 @@ from pathlib import Path
 import psutil
 import torch
 from accelerate.utils import is_tensorboard_available, is_wandb_available
+from filelock import FileLock, Timeout
 from peft import PeftModel
 from safetensors import SafetensorError
 
@@ -64,19 +67,40 @@ def find_run(out: Path, resume: bool) -> tuple[dict | None, dict | None]:
     return None, None
 
 
-def open_run(out: Path, before: dict | None, run: dict, steps: int, accelerator) -> None:
-    """Make the folder of `run`, of which `steps` are done; `before` are the settings of the run that it holds, if any.
+def check_same(before: dict, run: dict, out: Path) -> None:
+    """InputError if `before`, the settings of the run in `out`, are not those of `run`."""
+    before = run["loaded"] | before  # which runs of older versions do not tell
+    now = _settings(run)
+    changed = [
+        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if not _alike(name, before.get(name), now.get(name))
+    ]
+    if changed:
+        raise InputError(f"{out} holds another run: {'; '.join(changed)}. Resume with the same settings.")
+
+
+@contextmanager
+def open_run(out: Path, steps: int) -> Iterator[None]:
+    """Make the folder of a run of which `steps` are done, and keep other processes from tuning into it meanwhile.
 
     Raises:
-        InputError: that is another run, or the folder cannot be written.
+        InputError: it cannot be written, or another process is tuning into it.
     """
-    if before:
-        _check_same(before, run, out)
-    accelerator.wait_for_everyone()  # all have looked; now one may write
-    if accelerator.is_main_process:
-        make_folder(out)
-        if os.path.exists(out / _LOG) and not os.path.exists(out / _RECORD):
+    make_folder(out)
+    lock = FileLock(out / ".lock", blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"Another process is tuning into {out}; let it end, or give another folder.") from None
+    try:
+        if os.path.exists(out / _LOG):
             _read(out / _LOG, lambda file: _cut_log(file, steps))
+        yield
+    finally:
+        with suppress(OSError):  # on Windows it goes with its release
+            os.unlink(out / ".lock")
+        lock.release()
 
 
 def check_tracker(name: str) -> None:
@@ -196,18 +220,6 @@ def _read_checkpoint(file):
 
 def _settings(run):
     return {"backbone": run["backbone"]} | run["method"] | run["config"] | run.get("loaded", {})
-
-
-def _check_same(before, run, out):
-    before = run["loaded"] | before  # which runs of older versions do not tell
-    now = _settings(run)
-    changed = [
-        f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if not _alike(name, before.get(name), now.get(name))
-    ]
-    if changed:
-        raise InputError(f"{out} holds another run: {'; '.join(changed)}. Resume with the same settings.")
 
 
 def _alike(name, a, b):

@@ -11,42 +11,31 @@ The output head sees only the positions that have a label: at 49,152 words it wo
 
 import math
 import os
-import re
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.utils import GradientAccumulationPlugin
-from peft import (
-    PeftConfig,
-    PeftModel,
-    get_peft_model,
-    get_peft_model_state_dict,
-    load_peft_weights,
-    set_peft_model_state_dict,
-)
-from safetensors import SafetensorError
+from peft import PeftConfig, PeftModel
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mmpt.backbones import Backbone, adapter_folder, adapter_settings, load
+from mmpt.backbones import Backbone, adapter_folder, load
 from mmpt.batches import batches
 from mmpt.data import own_examples, seed_of
-from mmpt.errors import InputError, first_line
-from mmpt.m2pt.backbone import find_backbone
+from mmpt.errors import InputError
 from mmpt.precision import PRECISIONS, autocast, make_scaler, quick_attention, suited
 from mmpt.rates import make_optimizer, schedule
-from mmpt.runs import check_tracker, describe, find_run, finish, log, open_run, save, start_tracker
-from mmpt.sharding import sharded_like, whole
+from mmpt.runs import check_same, check_tracker, describe, find_run, finish, log, open_run, save, start_tracker
+from mmpt.sharding import whole
+from mmpt.start import begin, prepare, restore, tuned_of
 from mmpt.tasks import check_tasks
 
-_MAY_DIFFER = "init|dropout|inference_mode|target_modules|task_type|peft_version"  # of a start's settings
 _LEAST_SCALE = 1e-3  # of the loss under fp16: a gradient that overflows still will do so at any
 
 
@@ -172,20 +161,29 @@ def train(
     if config.precision == "auto":
         config = replace(config, precision=before["precision"] if before else suited(backbone.model))
     run = describe(backbone, peft_config, config, examples)
-    open_run(config.out, before, run, len(saved["losses"]) if saved else 0, accelerator)
+    if before:
+        check_same(before, run, config.out)
     if before and not saved:  # finished
         if peft_config is None:
             backbone.model = load(config.out, device=backbone.model.device, dtype=backbone.model.dtype).model
         else:
             backbone.add_adapter(config.out)
         return config.out
+    accelerator.wait_for_everyone()  # all have looked; now one may write
+    with open_run(config.out, len(saved["losses"]) if saved else 0) if accelerator.is_main_process else nullcontext():
+        _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_start)
+    return config.out
+
+
+def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_start):
+    """From the checkpoint `saved`, if there is one, to the end."""
     loaded = backbone.model.dtype
-    model = backbone.model = _start(backbone, peft_config, config)
-    tuned = _prepare(model, backbone.name, config)
+    model = backbone.model = begin(backbone, peft_config, config)
+    tuned = prepare(model, backbone.name, config)
     scaler = make_scaler(model, accelerator)
     loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
-    tuned = _tuned(model)  # by FSDP put in the place of what was there
-    losses, questions, seconds = _restore(saved, tuned, optimizer, scaler)
+    tuned = tuned_of(model)  # by FSDP put in the place of what was there
+    losses, questions, seconds = restore(saved, tuned, optimizer, scaler)
     if on_start and accelerator.is_main_process:
         on_start()
     start_tracker(accelerator, config.out, run, len(losses))
@@ -222,7 +220,6 @@ def train(
             model.to(loaded)  # what was tuned is in fp32, the vision encoder may not be: it could not be asked
         if config.gradient_checkpointing:
             model.gradient_checkpointing_disable()
-    return config.out
 
 
 class AnswerLoss(nn.Module):
@@ -306,81 +303,3 @@ def _keep(state, tuned, optimizer, scaler, accelerator, config):
         parts = whole({"tuned": tuned, "optimizer": optimizer.state_dict()}, main)
         if main:
             save(config.out, state | parts | {"scaler": scaler.state_dict()})
-
-
-def _start(backbone, peft_config, config):
-    """The model with what is tuned on it, as it is before the first step."""
-    torch.manual_seed(config.seed)
-    if peft_config is None:
-        if config.start:
-            raise InputError("Full fine-tuning starts from a backbone, not an adapter; give the folder as backbone.")
-        if getattr(backbone.model, "is_quantized", False):
-            raise InputError("Weights in few bits cannot be tuned; leave quantize out, or choose another method.")
-        parts = find_backbone(backbone.model.requires_grad_(True))
-        parts.tower.requires_grad_(False)
-        parts.projector.requires_grad_(True)  # which may stand inside the tower
-    else:
-        backbone.model = get_peft_model(backbone.model, deepcopy(peft_config))
-        if config.start:
-            _start_from(backbone, adapter_folder(config.start))
-    return backbone.model
-
-
-def _start_from(backbone, folder):
-    """Copy the adapter's weights. PEFT itself would pass over what does not fit."""
-    backbone.check_home(folder)
-    settings, given = adapter_settings(folder), backbone.model.active_peft_config.to_dict()
-    wrong = [
-        f"{name} was {settings[name]!r} and is {value!r}"
-        for name, value in given.items()
-        if type(value) in (bool, int, float, str)  # what a list changes, the weights' names tell
-        and settings.get(name, value) != value
-        and not re.search(_MAY_DIFFER, name)
-    ]
-    try:
-        weights = load_peft_weights(folder, device=str(backbone.model.device))
-        set_peft_model_state_dict(backbone.model, weights)
-        now = get_peft_model_state_dict(backbone.model, save_embedding_layers=False)
-        wrong += [k for k in sorted(weights.keys() | now.keys()) if k not in weights or k not in now]
-    except (RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        wrong.append(first_line(error))
-    if wrong:
-        raise InputError(
-            f"The adapter in {folder} cannot be the start ({wrong[0]}); give one of the same method and settings that "
-            f"was tuned on {backbone.name}."
-        )
-
-
-def _prepare(model, name, config):
-    """Types, training mode, checkpointing; the tuned parameters by name."""
-    if config.precision and getattr(model, "is_quantized", False):
-        raise InputError(f"The weights are quantized, so precision {config.precision!r} cannot be had; leave it out.")
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-        elif config.precision:
-            parameter.data = parameter.data.to(PRECISIONS[config.precision])
-    if isinstance(model, PeftModel):
-        model.active_peft_config.base_model_name_or_path = name
-    model.train()
-    if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return _tuned(model)
-
-
-def _tuned(model):
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _restore(saved, tuned, optimizer, scaler):
-    if saved is None:
-        return [], 0, 0.0
-    with torch.no_grad():
-        for name, parameter in tuned.items():
-            parameter.copy_(sharded_like(saved["tuned"][name], parameter))
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for i, moments in saved["optimizer"]["state"].items():
-        moments |= {name: sharded_like(moment, parameters[i]) for name, moment in moments.items()}
-    optimizer.load_state_dict(saved["optimizer"])
-    scaler.load_state_dict(saved["scaler"])
-    return saved["losses"], saved["questions"], saved["seconds"]

@@ -15,7 +15,8 @@ from mmpt.m2pt.backbone import find_backbone
 from mmpt.methods import METHODS, method
 from mmpt.rates import make_optimizer
 from mmpt.scenes import make_scene
-from mmpt.train import TrainConfig, _start, train
+from mmpt.start import begin
+from mmpt.train import TrainConfig, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,7 +81,7 @@ def test_lora_tunes_all_linear_layers_of_the_llm_and_the_projector():
 def test_other_families_llm_and_projector_are_tuned_each_at_its_rate(name, family):
     model = AutoModelForImageTextToText.from_config(tiny_hosts.config_of(family))
     config = TrainConfig("x", lr=0.1, projector_lr=0.2)
-    model = _start(Backbone("x", model, None), METHODS[name].configure(None), config)
+    model = begin(Backbone("x", model, None), METHODS[name].configure(None), config)
     tuned = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = make_optimizer(model, tuned, config).param_groups
     rates = {id(p): group["peak"] for group in groups for p in group["params"]}

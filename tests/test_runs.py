@@ -61,6 +61,12 @@ def test_a_damaged_log_is_named(tmp_path, stop_before):
         run(tmp_path, resume=True)
 
 
+def test_two_processes_do_not_tune_into_one_folder(tmp_path):
+    with mmpt.runs.open_run(tmp_path, 0), pytest.raises(InputError, match="Another process is tuning into .*; let it"):
+        run(tmp_path, resume=True)
+    run(tmp_path, resume=True, steps=1)
+
+
 def test_what_a_kill_left_unfinished_stays_out_of_the_result(tmp_path):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "stale.safetensors").touch()

@@ -37,7 +37,8 @@ from mmpt.m2pt import M2PTConfig
 from mmpt.precision import PRECISIONS, make_scaler
 from mmpt.rates import make_optimizer
 from mmpt.scenes import SEEDS
-from mmpt.train import AnswerLoss, TrainConfig, _start, schedule, train
+from mmpt.start import begin
+from mmpt.train import AnswerLoss, TrainConfig, schedule, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -343,7 +344,7 @@ def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tmp_path, monkeypatch
     monkeypatch.setattr(torch.amp, "GradScaler", too_high)
     first = run(tmp_path / "first", precision="fp16", steps=1)
     assert scalers[0].get_scale() == 2.0**23  # the step was left out
-    start = get_peft_model_state_dict(_start(tiny_backbone(), METHODS["lora"](), settings("x")))
+    start = get_peft_model_state_dict(begin(tiny_backbone(), METHODS["lora"](), settings("x")))
     assert same(first, {name: value.cpu() for name, value in start.items()})
     whole = run(tmp_path / "whole", precision="fp16", steps=12)
     assert not same(first, whole) and all(value.isfinite().all() for value in whole.values())
