@@ -24,7 +24,7 @@ from peft import PeftModel
 from safetensors import SafetensorError
 
 from mmpt.data import fingerprint
-from mmpt.errors import InputError, first_line
+from mmpt.errors import InputError
 from mmpt.files import flush_to_disk, make_folder
 from mmpt.hub import card
 from mmpt.precision import PRECISIONS
@@ -207,10 +207,7 @@ def _read(file, read):
     try:
         return read(file)
     except Exception as error:  # whatever a broken file leads the libraries to
-        reason = first_line(error)
-        raise InputError(
-            f"{file} cannot be read ({reason}); if it is damaged, delete it and start again with --resume."
-        ) from error
+        raise InputError(f"{file} cannot be read or is damaged; delete it and start again with --resume.") from error
 
 
 def _read_checkpoint(file):

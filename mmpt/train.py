@@ -60,7 +60,7 @@ class TrainConfig:
     clip: float = 1.0  # largest norm of the gradient
     seed: int = 0
     precision: str | None = None  # of the frozen weights: of PRECISIONS, None: as loaded. What is tuned is fp32
-    # "auto": bf16 on a CPU with units for its matrix products (AMX), else as loaded
+    # "auto": bf16 on a CPU with units for its matrix products (AMX), else as loaded; resumed, as the run began
     gradient_checkpointing: bool = False  # compute activations twice, keep fewer of them
     save_every: int = 100  # steps
     log_every: int = 10  # steps
@@ -124,14 +124,15 @@ def train(
     With None the LLM and the projector themselves are tuned (full fine-tuning; the vision encoder stays frozen, as in
     LLaVA), and the folder holds a whole model for `mmpt.load`.
 
-    `log.jsonl` gets a line every `log_every` steps (step, loss, rate as a share of its peak, questions,
-    seconds); in the end `training.json`
-    says how the adapter came about. With `resume`, a finished run is loaded and returned as it is.
+    `log.jsonl` gets a line every `log_every` steps (step, loss, rate as a share of its peak, questions, seconds); in
+    the end `training.json` says how the adapter came about. With `resume`, a finished run is loaded and returned as it
+    is.
 
     Raises:
         InputError: `out` is a file or holds another run, the backbone carries an adapter already, `start` does not
             fit, `data` holds nothing to tune on, the pictures do not divide among the processes, FSDP with PEFT's own
-            prompt methods, something cannot be written, or the loss is no longer a number.
+            prompt methods, something cannot be written, another process is tuning into `out`, or the loss or its
+            gradient is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     if backbone.model.device.type == "cuda":

@@ -45,9 +45,7 @@ def stop_before(monkeypatch):
 @pytest.mark.parametrize("name", ["checkpoint.pt", "training.json"])
 def test_a_damaged_file_is_named(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(
-        InputError, match=rf"{name} cannot be read \(.+\); if it is damaged, delete it and start again"
-    ):
+    with pytest.raises(InputError, match=rf"{name} cannot be read or is damaged; delete it and start again"):
         run(tmp_path, resume=True)
 
 
@@ -57,7 +55,7 @@ def test_a_damaged_log_is_named(tmp_path, stop_before):
         run(tmp_path)
     with (tmp_path / "log.jsonl").open("ab") as log:
         log.write(b"\xff}\n")
-    with pytest.raises(InputError, match="log.jsonl cannot be read .*; if it is damaged, delete it"):
+    with pytest.raises(InputError, match="log.jsonl cannot be read or is damaged; delete it"):
         run(tmp_path, resume=True)
 
 
