@@ -54,10 +54,7 @@ def load_pretrained(
         for module in model.modules():
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False  # an answer would pack 4 bits so that no gradient passes
-        # Only where texts begin and end: a repetition penalty, as Qwen2.5-VL has it, would not be greedy decoding.
-        settings = model.generation_config.to_dict()
-        tokens = {key: value for key, value in settings.items() if key.endswith("token_id")}
-        model.generation_config = GenerationConfig(**tokens)
+        decode_greedily(model)
         return model, AutoProcessor.from_pretrained(name)
     except InputError:
         raise
@@ -80,6 +77,13 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16
     return torch.bfloat16
+
+
+def decode_greedily(model: PreTrainedModel) -> None:
+    """Keep of a model's generation settings only where texts begin and end: a repetition penalty is not greedy."""
+    settings = model.generation_config.to_dict()
+    tokens = {key: value for key, value in settings.items() if key.endswith("token_id")}
+    model.generation_config = GenerationConfig(**tokens)
 
 
 def _outline(name: str) -> PreTrainedModel:

@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
     CLIPVisionModel,
-    GenerationConfig,
     SiglipVisionModel,
     T5ForConditionalGeneration,
     VisionTextDualEncoderProcessor,
@@ -25,7 +24,7 @@ from transformers import (
 
 from mmpt.backbones import ASSETS, Backbone, load_tiny, tiny_image_processor
 from mmpt.errors import InputError, first_line
-from mmpt.loading import default_dtype
+from mmpt.loading import decode_greedily, default_dtype
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.reading import read_text
 from mmpt.reading import Reading
@@ -167,9 +166,7 @@ def _load_pretrained(name, tower, dtype):
         reading = AutoConfig.from_pretrained(name)
         llm = AutoModelForSeq2SeqLM if reading.is_encoder_decoder else AutoModelForCausalLM
         llm = llm.from_pretrained(name, dtype=dtype)
-        # Only where texts begin and end, as mmpt.loading has it: a repetition penalty would not be greedy decoding.
-        settings = llm.generation_config.to_dict()
-        llm.generation_config = GenerationConfig(**{k: v for k, v in settings.items() if k.endswith("token_id")})
+        decode_greedily(llm)
         model = VisionBesideLM.of(kind.from_pretrained(tower, dtype=dtype), llm, **features)
         tokenizer = AutoTokenizer.from_pretrained(name)
         if tokenizer.pad_token is None:
