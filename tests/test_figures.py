@@ -202,16 +202,18 @@ def test_flow_adds_up_by_segment(made_up):
     assert [sum(layer) for layer in zip(*(trace.y for trace in figure.data))] == pytest.approx([1, 1])
 
 
-def test_words_are_written_in_their_cells():
-    nearest = Nearest(
-        "layer", (0, 4), [[[" a", "b"], ["<s>", "d"]], [["e", "f"], ["g", "h"]]], torch.rand(2, 2, 2), 0.16
-    )
+def test_words_are_written_in_their_cells_and_coloured_by_how_far_they_beat_chance():
+    words = [[[" a", "b"], ["<s>", "d"]], [["e", "f"], ["g", "h"]]]
+    nearest = Nearest("layer", (0, 4), words, torch.rand(2, 2, 2), 2000, torch.full((2, 2), 0.25))
     figure = figures.attention.words(nearest)
     assert list(figure.layout.yaxis.ticktext) == ["1", "5"]
     assert list(next(t for t in figure.data if t.type == "scatter").text) == ["a", "&lt;s&gt;", "e", "g"]
+    torch.testing.assert_close(torch.tensor(heat(figure).z), nearest.values[..., 0] - 0.25)
+    value = nearest.values[1, 0, 0]
+    assert heat(figure).customdata[1][0] == f"layer 5, T1: e, f<br>cosine {value:.2f}, random vectors 0.25"
+    assert "Only the 2,000 most frequent" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    figure = figures.attention.words(Nearest("head", (0, 4), words, nearest.values, 2000, None))
     assert torch.tensor(heat(figure).z).tolist() == nearest.values[..., 0].tolist()
-    assert heat(figure).customdata[1][0] == "layer 5, T1: e, f"
-    assert "0.16" in figure.layout.title.subtitle.text
 
 
 def test_all_of_a_real_model():

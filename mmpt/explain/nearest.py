@@ -1,6 +1,6 @@
 """The vocabulary words nearest to each textual prompt, layer by layer.
 
-Notation: L prompted layers, P prompts, W words of the vocabulary, K nearest ones, D width.
+Notation: L prompted layers, P prompts, W words of the vocabulary, K nearest ones, R random vectors, D width.
 
 A prompt of layer j takes the place of a hidden state at the input of layer j. It is no word, and nothing makes it come
 near one: tuning looked for what helps, not for what can be read. So the words hint at a direction, and the similarity
@@ -17,9 +17,11 @@ The words' median is subtracted before a cosine is taken: what all states share 
 that everything would be near everything (the mean of Mu & Viswanath, ICLR 2018, would follow the few words that have
 become sinks). Under textual_update="carry" a prompt after the first layer is not a state but is added to one, so the
 median is subtracted from the words alone: the question is then towards which words it pushes.
+
+Where a prompt is small beside the median, the difference is mostly the median turned round, whatever the prompt, and
+comes near to some word or other. So beside each cosine stands what random vectors of the prompt's length reach.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,7 @@ from mmpt.errors import InputError
 from mmpt.explain.segments import prompt_layer
 
 SPACES = ("embedding", "layer", "head")
+FREQUENT, RANDOM = 2000, 100  # tokens that are read for "layer"; random vectors
 
 
 @dataclass
@@ -42,24 +45,23 @@ class Nearest:
         layers: the L layers that have prompts, from 0.
         words: (L, P, K) nested lists of texts, nearest first.
         values: (L, P, K) cosines, or logits for "head".
-        chance: sqrt(2 ln W / D), the cosine of a random direction with the nearest of W others; None for "head". A
-            word that is no nearer says nothing.
+        compared: W. For "layer" these are the vocabulary's first, which in a byte-pair vocabulary are the most
+            frequent; the other spaces compare with all.
+        chance: (L, P) the mean cosine of random vectors, as long as the prompt and moved by the same median, with the
+            word nearest to each; None for "head". A word that is no nearer says nothing.
     """
 
     space: str
     layers: tuple[int, ...]
     words: list[list[list[str]]]
     values: Tensor
-    chance: float | None
+    compared: int
+    chance: Tensor | None
 
 
 @torch.inference_mode()
-def nearest_words(backbone: Backbone, space: str = "layer", count: int = 5, vocabulary: int = 2000) -> Nearest:
+def nearest_words(backbone: Backbone, space: str = "layer", count: int = 5) -> Nearest:
     """The `count` words nearest to each textual prompt of the active adapter.
-
-    Args:
-        vocabulary: for "layer", how many words are read: the first ones, which in a byte-pair vocabulary are the most
-            frequent. The other spaces compare with all.
 
     Raises:
         InputError: the active adapter has no textual prompts, or there is no such space.
@@ -78,21 +80,20 @@ def nearest_words(backbone: Backbone, space: str = "layer", count: int = 5, voca
         scores = [lm_head(norm(p.to(lm_head.weight))).float() for p in prompts]
     else:
         if space == "layer":
-            tokens = _words(backbone.processor.tokenizer, vocabulary)
+            tokens = _words(backbone.processor.tokenizer)
             references = [_directions(states) for states in _read(backbone, layer.backbone.llm, tokens, layers)]
         else:
             table = host.get_input_embeddings()
             scale = getattr(table, "embed_scale", 1.0)  # Gemma's
             references = [_directions(scale * table.weight.float())] * len(layers)
         is_state = [settings.config.textual_update == "replace" or j == layers[0] for j in layers]
-        scores = [
-            normalize(p - centre * s, dim=-1) @ words.T for p, s, (centre, words) in zip(prompts, is_state, references)
-        ]
-        chance = math.sqrt(2 * math.log(len(tokens)) / prompts[0].shape[1])
+        places = [(p, centre * s, words) for p, s, (centre, words) in zip(prompts, is_state, references)]
+        scores = [normalize(p - centre, dim=-1) @ words.T for p, centre, words in places]
+        chance = torch.stack([_chance(*place) for place in places]).cpu()
     values, found = zip(*(score.topk(count) for score in scores))
     decode = backbone.processor.tokenizer.decode
     words = [[[decode([i]) for i in row] for row in tokens[rows.cpu()].tolist()] for rows in found]
-    return Nearest(space, layers, words, torch.stack(values).cpu(), chance)
+    return Nearest(space, layers, words, torch.stack(values).cpu(), len(tokens), chance)
 
 
 def _directions(words):
@@ -101,18 +102,27 @@ def _directions(words):
     return centre, normalize(words - centre, dim=-1)
 
 
-def _words(tokenizer, count):
+def _chance(prompts, centre, words):
+    """(P,) `Nearest.chance` of the prompts (P, D) of a layer."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = normalize(torch.randn(RANDOM, len(centre), generator=generator), dim=-1).to(words)  # (R, D)
+    toward, away = drawn @ words.T, words @ centre  # (R, W), (W,)
+    lengths = prompts.norm(dim=-1)
+    return torch.stack([((n * toward - away).amax(1) / (n * drawn - centre).norm(dim=-1)).mean() for n in lengths])
+
+
+def _words(tokenizer):
     """(W,) the first tokens of the vocabulary that stand for text."""
     special = set(tokenizer.all_special_ids)
-    return torch.tensor([i for i in range(len(tokenizer)) if i not in special][:count])
+    return torch.tensor([i for i in range(len(tokenizer)) if i not in special][:FREQUENT])
 
 
-def _read(backbone, language_model, tokens, layers, batch=500):
+def _read(backbone, language_model, tokens, layers):
     """For each of `layers`, its inputs (W, D) at `tokens` that are each read right after the start token."""
     start = backbone.processor.tokenizer(backbone._chat([("", None)], True))["input_ids"][0]
     pairs = torch.stack([torch.full_like(tokens, start), tokens], 1).to(language_model.device)  # (W, 2)
     states = [[] for _ in layers]
-    for part in pairs.split(batch):
+    for part in pairs.split(500):
         hidden = language_model(input_ids=part, use_cache=False, output_hidden_states=True).hidden_states
         for found, j in zip(states, layers):
             found.append(hidden[j][:, 1].float())

@@ -129,27 +129,35 @@ def flow(attention: Attention, source=PREDICTING) -> go.Figure:
 
 
 def words(nearest: Nearest) -> go.Figure:
-    """Layer × prompt: the nearest word in each cell, the nearest five under the pointer."""
+    """Layer × prompt: the nearest word in each cell, coloured by how far it beats chance; five under the pointer."""
     values = nearest.values[..., 0]  # (L, P)
-    P = values.shape[1]
+    P, chance = values.shape[1], nearest.chance
     note = {
         "embedding": "Cosine with input embeddings, which says little above layer 1.",
         "layer": "Cosine with what each word alone has become at the input of the same layer.",
         "head": "Logit of the word that the output head would say from such a state.",
     }[nearest.space]
-    if nearest.chance:
-        note += f" A random direction reaches about {nearest.chance:.2f} too: such a word says nothing."
+    if nearest.space == "layer":
+        note += f" Only the {nearest.compared:,} most frequent tokens were compared."
+    if chance is not None:
+        note += " Blue: nearer than random vectors of the prompt's length come to a word. Else it says nothing."
     names = [str(j + 1) for j in nearest.layers], [f"T{i + 1}" for i in range(P)]
-    unit = "logit" if nearest.space == "head" else "cosine"
+    unit = "logit" if chance is None else "cosine above that of random vectors"
     text = [[shown(found[0])[:12] for found in row] for row in nearest.words]
     figure = matrix(
-        values, *names, "The word nearest to each textual prompt, layer by layer", note, unit, row_title="layer",
-        column_title="textual prompt", text=text,
+        values if chance is None else values - chance, *names,
+        "The word nearest to each textual prompt, layer by layer", note, unit, signed=chance is not None,
+        row_title="layer", column_title="textual prompt", text=text,
     )  # fmt: skip
     several = [
         [f"layer {j + 1}, T{i + 1}: {', '.join(map(shown, found))}" for i, found in enumerate(row)]
         for j, row in zip(nearest.layers, nearest.words)
     ]
+    if chance is not None:
+        several = [
+            [f"{words}<br>cosine {v:.2f}, random vectors {c:.2f}" for words, v, c in zip(*row)]
+            for row in zip(several, values.tolist(), chance.tolist())
+        ]
     return figure.update_traces(customdata=several, selector=dict(type="heatmap"))
 
 

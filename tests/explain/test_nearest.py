@@ -75,7 +75,19 @@ def test_cosines_one_by_one(update):
             best = sorted(range(len(table)), key=lambda w: -cosines[w])[:4]
             assert found.words[layer][i] == [backbone.processor.tokenizer.decode([w]) for w in best]
             torch.testing.assert_close(found.values[layer, i], torch.tensor([cosines[w] for w in best]))
-    assert found.chance == pytest.approx((2 * torch.tensor(260.0).log().item() / 48) ** 0.5)
+    assert found.compared == len(table)
+
+
+@pytest.mark.parametrize("update", ["replace", "carry"])
+def test_random_prompts_are_no_nearer_than_chance(update):
+    backbone = tuned(init="vocabulary", textual_update=update, num_textual_prompts=40)
+    with torch.no_grad():
+        backbone.model.get_input_embeddings().weight.add_(torch.rand(260, 1))  # all words share some
+        for layer in range(2):
+            prompts(backbone, layer).normal_(std=0.05)
+    found = nearest_words(backbone, "embedding", count=1)
+    torch.testing.assert_close(found.values[..., 0].mean(1), found.chance.mean(1), atol=0.03, rtol=0)
+    assert (found.chance[1].mean() < found.chance[0].mean() - 0.1) == (update == "carry")
 
 
 def test_the_head_says_what_the_model_would_say_next():
