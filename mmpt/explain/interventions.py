@@ -174,7 +174,7 @@ class StrengthHooks:
     def before_textual_block(self, j: int, block: nn.Module, args: tuple, kwargs: dict) -> tuple:
         hidden, mask, cache = args[0], kwargs.get("attention_mask"), kwargs.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length(j)
-        place = j - self.settings.textual_layers[0]
+        place = j - next(iter(self.settings.textual_layers), 0)  # an adapter may have visual prompts alone
         logits = self.logits.get("textual") if place >= 0 else None
         same = logits is None or logits.stride(1) == 0  # in all layers
         key = id(mask), logits is None, None if same else place

@@ -286,6 +286,14 @@ def test_conductance_is_captums_layer_by_layer(update):
     assert (found.gap is None) == (update == "carry") == (not found.totals)
 
 
+def test_visual_prompts_alone_can_be_explained():
+    case = case_of(tuned(num_textual_prompts=0))
+    for name in ("integrated gradients", "conductance", "feature ablation"):
+        found = METHODS[name](case)
+        assert found.textual is None and found.visual.abs().max() > 1e-4, name
+    assert "visual" in shapley(case).totals
+
+
 def test_seeds_decide_and_no_global_generator_moves():
     case = case_of()
     torch.manual_seed(3)

@@ -104,6 +104,14 @@ def test_without_its_first_visual_prompt(fields):
         close(logits(backbone), logits(smaller(backbone, visual=slice(1, None), **fields), moved=start))
 
 
+def test_without_its_only_prompt_a_visual_one_it_is_the_base_model():
+    backbone = tuned(num_textual_prompts=0, num_visual_prompts=1)
+    with without(backbone, visual=[0]):
+        off = logits(backbone)
+    with backbone.model.disable_adapter():
+        close(off, logits(backbone, moved=image_columns(backbone)[0]))
+
+
 def test_the_strength_of_a_visual_prompt_counts_its_copies():
     backbone = tuned(visual_readout="none")
     twice = smaller(backbone, visual=[0, 1, 1], visual_readout="none")
