@@ -130,9 +130,9 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     """Lay the tab out."""
     config = studio.plain.model.config
     sizes = {LLM: config.text_config, TOWER: config.vision_config}
-    plot = gr.Plot(label="Attention", show_label=False, render=False)
-    whose, message = picker(asked, [plot])
-    order = gr.Markdown()
+    plot, order = gr.Plot(label="Attention", show_label=False, render=False), gr.Markdown(render=False)
+    whose, message = picker(asked, [plot, order])
+    order.render()
     with gr.Row():
         with gr.Column(min_width=280):
             tower = gr.Radio([LLM, TOWER], value=LLM, label="Look into the")

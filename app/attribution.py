@@ -11,7 +11,7 @@ from PIL import Image
 
 from app import export
 from app.progress import watched
-from app.state import Asked, Studio, plain, told
+from app.state import Asked, Studio, alert, plain, told
 from app.whose import answer_of, picker
 from mmpt import figures
 from mmpt.errors import InputError
@@ -25,6 +25,7 @@ from mmpt.explain.targets import Case, Target
 ANSWER, DIFFERENCE = "the whole answer", "against the other model's answer"
 LARGE = 0.2  # a completeness gap, as a share of what is explained
 ORDERS = 10  # random ones beside the map's
+NOTHING = "Nothing is drawn yet: press “Compute” first."
 PICTURE, WORDS, TEXTUAL, VISUAL, TOTALS = (
     "Over the picture", "Words of the question", "Textual prompts", "Visual prompts", "All parts together"
 )  # fmt: skip
@@ -129,16 +130,24 @@ def explain(
     return studio.keep((name, asked.picture, asked.question, adapter, wanted, baseline), look)
 
 
-@told(3)
+@told(4)
 def draw(
     studio: Studio, asked: Asked | None, adapter: str | None, name: str, target, baseline: str, view: str,
     progress=gr.Progress(),  # noqa: B008
 ):  # fmt: skip
-    """(figure, views that there are, the numbers in words)."""
-    found, segments = explain(studio, asked, adapter, name, target, baseline, progress)
+    """(figure, views that there are, the numbers in words, what was drawn: adapter, method, target, baseline)."""
+    drawn = adapter, name, target, baseline
+    found, segments = explain(studio, asked, *drawn, progress)
     views = views_of(found)
     view = view if view in views else views[0]
-    return figure(found, segments, view, asked.shown()), gr.Dropdown(choices=views, value=view), summary(found)
+    return figure(found, segments, view, asked.shown()), gr.Dropdown(choices=views, value=view), summary(found), drawn
+
+
+def show(studio: Studio, asked: Asked | None, drawn: tuple | None, view: str, progress=gr.Progress()):  # noqa: B008
+    """(message, …) as `draw`: another view of what was drawn last, whatever is chosen for the next."""
+    if drawn is None:
+        return alert(NOTHING), *[gr.skip()] * 4
+    return draw(studio, asked, *drawn, view, progress)
 
 
 def views_of(found: Attribution) -> list[str]:
@@ -186,11 +195,11 @@ def summary(found: Attribution) -> str:
 
 
 @told(2)
-def check(
-    studio: Studio, asked: Asked | None, adapter: str | None, name: str, target, baseline: str,
-    progress=gr.Progress(),  # noqa: B008
-):  # fmt: skip
-    """(figure, verdict) of deletion and insertion along the map over the picture, beside random orders."""
+def check(studio: Studio, asked: Asked | None, drawn: tuple | None, progress=gr.Progress()):  # noqa: B008
+    """(figure, verdict) of deletion and insertion along the map that was drawn last, beside random orders."""
+    if drawn is None:
+        raise InputError(NOTHING)
+    adapter, name, target, baseline = drawn
     found, _ = explain(studio, asked, adapter, name, target, baseline, progress)
     if found.patches is None:
         raise InputError(f"{name} gives no map over the picture; check one that does, such as integrated gradients.")
@@ -228,7 +237,8 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     """Lay the tab out."""
     plot, numbers = gr.Plot(label="Attribution", show_label=False, render=False), gr.Markdown(render=False)
     curve, verdict = gr.Plot(label="Check of the map", show_label=False, render=False), gr.Markdown(render=False)
-    whose, message = picker(asked, [plot, numbers, curve, verdict])
+    drawn = gr.State()
+    whose, message = picker(asked, [plot, numbers, curve, verdict, drawn])
     with gr.Row():
         with gr.Column(min_width=280):
             first = next(iter(METHODS))
@@ -259,13 +269,15 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     method.change(lambda name: gr.Dropdown(info=METHODS[name].words), method, method, show_progress="hidden")
     tokens.select(click_token, None, target, show_progress="hidden")
     given = [asked, whose, method, target, baseline, view]
-    gr.on(
-        [press.click, view.input], partial(draw, studio), given, [message, plot, view, numbers],
-        show_progress_on=plot, **looking,
-    )  # fmt: skip
-    test.click(
-        partial(check, studio), given[:-1], [message, curve, verdict], show_progress_on=curve, concurrency_id="looking"
-    )
+    shown = {"outputs": [message, plot, view, numbers, drawn], "show_progress_on": plot} | looking
+    running = [
+        press.click(partial(draw, studio), given, **shown),
+        view.input(partial(show, studio), [asked, drawn, view], **shown),
+        test.click(
+            partial(check, studio), [asked, drawn], [message, curve, verdict], show_progress_on=curve,
+            concurrency_id="looking",
+        ),
+    ]  # fmt: skip
+    gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")
     # Curves belong to one map.
-    gr.on([press.click, method.input, target.input, baseline.input], None, None, [curve, verdict],
-          js="() => [null, '']", show_progress="hidden")  # fmt: skip
+    press.click(None, None, [curve, verdict], js="() => [null, '']", show_progress="hidden")

@@ -60,7 +60,8 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     sentence.render()
     export.figure_buttons("mmpt-interaction", plot, message)
     gr.Markdown(READ)
-    press.click(
+    pressed = press.click(
         partial(draw, studio), [asked, whose, target], [message, plot, sentence], show_progress_on=plot,
         concurrency_id="looking",
     )  # fmt: skip
+    gr.on([asked.change, whose.input], None, cancels=[pressed], show_progress="hidden")

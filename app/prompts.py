@@ -30,14 +30,17 @@ doubles the weight that it gets before the softmax. A large fall says that this 
 It does not say that the prompt stands for something: the first prompts often serve as the place where heads rest."""
 
 
-@told(2)
+@told(6)
 def offer(studio: Studio, adapter: str | None):
-    """(choices of the textual prompts, of the visual ones), all on; none where the model has no such prompts."""
-    if adapter is None:
-        return gr.CheckboxGroup(choices=[], value=[]), gr.CheckboxGroup(choices=[], value=[])
-    with studio.looking.use(adapter) as backbone:
-        names = _names(backbone)
-    return tuple(gr.CheckboxGroup(choices=names[kind], value=names[kind]) for kind in LETTERS)
+    """(choices of the textual prompts, of the visual ones, strengths of both, no answer, no words), all as tuned.
+
+    There are no choices where the model has no such prompts.
+    """
+    names = dict.fromkeys(LETTERS, [])
+    if adapter is not None:
+        with studio.looking.use(adapter) as backbone:
+            names = _names(backbone)
+    return *(gr.CheckboxGroup(choices=names[kind], value=names[kind]) for kind in LETTERS), 1, 1, None, None
 
 
 @told(2)
@@ -111,7 +114,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         gr.Plot(label="Nearest words", show_label=False, render=False),
     )
     others = gr.Markdown(render=False)
-    whose, message = picker(asked, [now, effect, bars, others])
+    whose, message = picker(asked, [now, effect, bars, others, near])
     with gr.Row():
         with gr.Column(min_width=300):
             textual = gr.CheckboxGroup([], label="Textual prompts that are on", elem_classes="prompts")
@@ -135,34 +138,25 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     live = {"outputs": [message, now, effect], "concurrency_id": "looking", "trigger_mode": "always_last",
             "show_progress_on": now}  # fmt: skip
     given = [asked, whose, textual, visual, textual_scale, visual_scale]
-    renew = partial(offer, studio)
-    gr.on(
-        [item.select, whose.change],
-        renew, whose, [message, textual, visual], show_progress="hidden", concurrency_id="looking",
-    )  # fmt: skip
-    gr.on(
-        [textual.input, visual.input, textual_scale.release, visual_scale.release],
-        partial(change, studio), given, **live,
-    )  # fmt: skip
-    fresh = reset.click(renew, whose, [message, textual, visual], show_progress="hidden", concurrency_id="looking")
-    fresh.then(lambda: (1, 1), None, [textual_scale, visual_scale], show_progress="hidden").then(
-        partial(change, studio), given, **live
-    )
-    press.click(
-        partial(effects, studio),
-        [asked, whose],
-        [message, bars, others],
-        show_progress_on=bars,
-        concurrency_id="looking",
-    )
-    gr.on(
-        [name.click, space.input],
-        partial(words, studio),
-        [whose, space],
-        [message, near],
-        show_progress_on=near,
-        concurrency_id="looking",
-    )
+    fresh = {"fn": partial(offer, studio), "inputs": whose, "outputs": [message, *given[2:], now, effect],
+             "show_progress": "hidden", "concurrency_id": "looking"}  # fmt: skip
+    gr.on([item.select, whose.change], **fresh)
+    running = [
+        gr.on(
+            [textual.input, visual.input, textual_scale.release, visual_scale.release],
+            partial(change, studio), given, **live,
+        ),
+        reset.click(**fresh).then(partial(change, studio), given, **live),
+        press.click(
+            partial(effects, studio), [asked, whose], [message, bars, others], show_progress_on=bars,
+            concurrency_id="looking",
+        ),
+        gr.on(
+            [name.click, space.input], partial(words, studio), [whose, space], [message, near], show_progress_on=near,
+            concurrency_id="looking",
+        ),
+    ]  # fmt: skip
+    gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")
 
 
 def _names(backbone: Backbone) -> dict[str, list[str]]:

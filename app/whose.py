@@ -33,7 +33,7 @@ def answer_of(asked: Asked | None, adapter: str | None) -> str:
 def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
     """The last question in words, then a choice of the model and a place for messages, both of which are returned.
 
-    The place and `cleared` are emptied when another question is answered.
+    The place and `cleared` are emptied when another question is answered or another model is chosen.
     """
     words = gr.Markdown(about(None)[0], elem_classes="about")
     whose = gr.Radio([], label="Look into the answer of")
@@ -45,6 +45,7 @@ def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
         return text, gr.Radio(choices=choices, value=first), None, *[None] * len(cleared)
 
     asked.change(renew, [asked, whose], [words, whose, message, *cleared], show_progress="hidden")
+    whose.input(lambda: (None, *[None] * len(cleared)), None, [message, *cleared], show_progress="hidden", queue=False)
     return whose, message
 
 

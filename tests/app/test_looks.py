@@ -38,14 +38,28 @@ def test_the_last_question_in_words(asked):
         answer_of(None, "one")
 
 
-def test_another_question_clears_what_was_said_of_the_last(asked):
+def test_another_question_or_model_clears_what_was_said_of_the_last(asked):
     with gr.Blocks() as page:
         figure = gr.Plot()
         whose, message = picker(gr.State(), [figure])
-    (renew,) = page.fns.values()
-    assert renew.outputs[1:] == [whose, message, figure]
+    renew, clear = page.fns.values()
+    assert renew.outputs[1:] == [whose, message, figure] and clear.targets == [(whose._id, "input")]
     _, models, *cleared = renew.fn(asked, "one")
     assert models.value == "one" and cleared == [None, None]
+    assert clear.outputs == [message, figure] and clear.fn() == (None, None)
+
+
+def test_every_figure_of_a_look_is_of_the_model_that_is_chosen(studio):
+    for look in (attention, attribution, interaction, prompts):
+        with gr.Blocks() as page, gr.Tab() as item:
+            look.tab(studio, gr.State(), item)
+        cleared = {
+            part
+            for event in page.fns.values()
+            if event.fn and event.fn.__module__ == "app.whose"
+            for part in event.outputs
+        }
+        assert {part for part in page.blocks.values() if isinstance(part, gr.Plot)} <= cleared
 
 
 @pytest.mark.parametrize("tower", [attention.LLM, attention.TOWER])
@@ -76,7 +90,7 @@ def test_a_click_chooses_a_patch_or_a_token(studio, asked):
 @pytest.mark.parametrize("name", attribution.METHODS)
 def test_attribution(studio, asked, progress, name):
     given = studio, asked, "one", name, attribution.ANSWER, "mean"
-    message, figure, views, words = attribution.draw(*given, attribution.PICTURE, progress)
+    message, figure, views, words, _ = attribution.draw(*given, attribution.PICTURE, progress)
     assert message == "" and figure.layout.title.text and "log-probability of the answer “a dog” is -" in words
     assert progress.seen[0] == 0 and 0.2 < progress.seen[-1] <= 1  # the bar gets somewhere
     found, _ = attribution.explain(*given, progress)
@@ -96,12 +110,27 @@ def test_targets(studio, asked):
 
 
 def test_a_map_is_checked(studio, asked, progress):
-    given = studio, asked, "one", "Integrated gradients", attribution.ANSWER, "mean"
-    message, figure, words = attribution.check(*given, progress)
+    given = studio, asked, "one", "Integrated gradients", attribution.ANSWER, "mean", attribution.PICTURE
+    *_, drawn = attribution.draw(*given, progress)
+    message, figure, words = attribution.check(studio, asked, drawn, progress)
     assert message == "" and len(figure.data) == 6
     assert re.fullmatch(r"\*\*The map .* chance\*\*: deletion area .*; insertion area .* of them\.", words)
-    message, *_ = attribution.check(studio, asked, "one", "Shapley values", attribution.ANSWER, "mean", progress)
+    message, *_ = attribution.check(studio, asked, ("one", "Shapley values", attribution.ANSWER, "mean"), progress)
     assert "Shapley values gives no map over the picture" in message
+
+
+def test_what_is_shown_and_checked_is_what_was_drawn(studio, asked, progress):
+    _, figure, _, words, drawn = attribution.draw(
+        studio, asked, "one", "Ablation one by one", 1, "grey", attribution.PICTURE, progress
+    )
+    assert drawn == ("one", "Ablation one by one", 1, "grey")
+    again = attribution.show(studio, asked, drawn, attribution.PICTURE, progress)
+    assert again[1].to_json() == figure.to_json() and again[3:] == (words, drawn)
+    for message, *_ in (
+        attribution.show(studio, asked, None, attribution.PICTURE, progress),
+        attribution.check(studio, asked, None, progress),
+    ):
+        assert "Nothing is drawn yet" in message
 
 
 def test_interaction(studio, asked, progress):
@@ -115,7 +144,8 @@ def test_interaction(studio, asked, progress):
 
 
 def test_prompts_on_and_off(studio, asked):
-    _, textual, visual = prompts.offer(studio, "one")
+    _, textual, visual, *rest = prompts.offer(studio, "one")
+    assert rest == [1, 1, None, None]
     assert (textual.value, visual.value) == (["T1", "T2", "T3"], ["V1", "V2"])
     image, question = asked.image(), asked.question
     with studio.looking.use("one") as backbone:
