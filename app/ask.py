@@ -79,7 +79,7 @@ def stream(lane: Lane, adapter: str, image: Image.Image, question: str) -> Itera
 
 
 def ask(studio: Studio, picture: str | None, question: str | None, left: str, right: str):
-    """Yields, as they come: message, left answer, right answer, and at last what was `Asked`."""
+    """Yields, as they come: message, left answer, right answer, and at last what was `Asked` and no ratings yet."""
     texts = ["", ""]
     try:
         image, question = open_upload(picture), check_question(question or "")
@@ -87,10 +87,10 @@ def ask(studio: Studio, picture: str | None, question: str | None, left: str, ri
             raise InputError(f"The question has {n} tokens; ask with at most {MAX_TOKENS}.")
         for side, adapter in enumerate((left, right)):
             for texts[side] in stream(studio.asking, adapter, image, question):
-                yield "", *texts, gr.skip()
-        yield "", *texts, Asked(picture, question, dict(zip((left, right), texts)))
+                yield "", *texts, gr.skip(), gr.skip()
+        yield "", *texts, Asked(picture, question, dict(zip((left, right), texts))), {}
     except InputError as error:
-        yield alert(error), "", "", gr.skip()
+        yield alert(error), "", "", gr.skip(), gr.skip()
 
 
 def rate(studio: Studio, asked: Asked | None, picture: str | None, question: str | None, left: str, right: str):
@@ -159,7 +159,7 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
                             )
                         )
             truth = gr.Textbox(description, label="What is really in the picture", lines=2, interactive=False)
-    new, answered = [picture, truth, place, problem], [message, *answers, asked]
+    new, answered = [picture, truth, place, problem], [message, *answers, asked, rated]
     quick = {"outputs": new, "show_progress": "hidden", "trigger_mode": "always_last"}
     gallery.select(show_example, None, **quick)
     drawn.click(draw, [seed, objects], **quick)

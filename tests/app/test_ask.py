@@ -37,8 +37,13 @@ def test_a_closed_stream_frees_the_model(studio, picture):
 
 def test_both_models_answer(studio, picture):
     *_, last = ask(studio, picture, " What? ", "none", "two")
-    message, left, right, asked = last
-    assert message == "" and asked == Asked(picture, "What?", {"none": left, "two": right}) and left != right
+    message, left, right, asked, rated = last
+    assert (
+        message == ""
+        and rated == {}
+        and asked == Asked(picture, "What?", {"none": left, "two": right})
+        and left != right
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +57,7 @@ def test_both_models_answer(studio, picture):
     ],
 )
 def test_mistakes_are_one_sentence(studio, picture, given, question, adapter, sentence):
-    *_, (message, left, right, _) = ask(studio, picture if given else None, question, adapter, "one")
+    *_, (message, left, right, *_) = ask(studio, picture if given else None, question, adapter, "one")
     assert sentence in message and (left, right) == ("", "")
 
 
@@ -71,7 +76,7 @@ def test_probabilities(studio, asked):
 
 
 def test_a_question_of_too_many_tokens(studio, picture):
-    *_, (message, _, _, _) = ask(studio, picture, "what " * 60, "none", "one")
+    *_, (message, *_) = ask(studio, picture, "what " * 60, "none", "one")
     assert "The question has 299 tokens; ask with at most 256." in message
 
 

@@ -50,12 +50,12 @@ class Click:
 
 
 def test_it_answers_as_if_it_were_alone(both, alone, picture):
-    *_, (message, left, right, asked) = ask(both, picture, "What?", "one", "text")
+    *_, (message, left, right, asked, _) = ask(both, picture, "What?", "one", "text")
     assert message == "" and right == alone.answer([open_upload(picture)], ["What?"], 8)[0]
     assert ("text (MPT4LM)", "text") in both.choices()
     message, *shown, rated = rate(both, asked, picture, "What?", "one", "text")
     assert message == "" and list(rated) == ["one", "text"] and shown == list(rated.values())
-    *_, (_, again, _, _) = ask(both, picture, "What?", "one", "none")
+    *_, (_, again, *_) = ask(both, picture, "What?", "one", "none")
     assert again == left  # the LLaVA is as it was
 
 

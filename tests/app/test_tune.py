@@ -24,7 +24,7 @@ def test_a_run_ends_in_an_adapter_for_the_other_tabs(studio, picture):
     assert f"{name}/adapter_config.json" in zipfile.ZipFile(file.value["path"]).namelist()
     assert steps and all(step[0] == "" for step in steps) and studio.runs == {}
     assert all(torch.equal(value, before[key]) for key, value in weights(studio).items())  # the shared weights
-    *_, (message, base, tuned, _) = ask(studio, picture, "What?", "none", name)
+    *_, (message, base, tuned, *_) = ask(studio, picture, "What?", "none", name)
     assert message == "" and base != tuned
 
 
