@@ -113,7 +113,8 @@ def _ratings(studio, asked, left, right):
         for group in ([left, right],) if alike else ([left], [right]):
             adapters, greedy = zip(*((known(adapter), asked.answers[adapter]) for adapter in group))
             backbone = lane.backbone_of(group[0])
-            found.append(compare(backbone, asked.image(), asked.question, adapters, greedy=greedy, runners=RUNNERS))
+            options = {"greedy": greedy, "runners": RUNNERS, "max_new_tokens": MAX_NEW_TOKENS}
+            found.append(compare(backbone, asked.image(), asked.question, adapters, **options))
     ratings = [dict(zip(part.answers, row)) for part in found for row in part.probabilities.tolist()]
     return *ratings, dict(zip((left, right), ratings))
 

@@ -6,7 +6,7 @@ import gradio as gr
 import plotly.graph_objects as go
 import torch
 
-from app import export
+from app import ask, export
 from app.progress import watched
 from app.state import NONE, Asked, Studio, plain, told
 from app.whose import answer_of, picker
@@ -71,7 +71,7 @@ def effects(studio: Studio, asked: Asked | None, adapter: str | None, progress=g
             with watched(
                 case, progress, n / case.rows * (2 + len(case.parts[0][1])), "switching prompts off one by one"
             ):
-                return prompt_effects(case)
+                return prompt_effects(case, ask.MAX_NEW_TOKENS)
 
     found = studio.keep(("effects", asked.picture, asked.question, adapter, answer), look)
     labels = {kind: [f"{LETTERS[kind]}{i + 1}" for i in range(len(v))] for kind, v in found.effects.items()}

@@ -215,7 +215,8 @@ def compare(
 
     Args:
         greedy: the greedy answer under each adapter, where they are known.
-        runners: runners-up to look for under each adapter, by beam search; equal texts count once.
+        runners: runners-up to look for under each adapter, by beam search; equal texts count once, and those that do
+            not end within `max_new_tokens` are left out.
 
     Raises:
         InputError: an adapter that is not loaded.
@@ -248,5 +249,9 @@ def _runners_up(backbone, image, question, n, max_new_tokens):
     batch = backbone.inputs([image], [question])
     options = {"num_beams": n + 1, "num_return_sequences": n + 1, "do_sample": False}
     options |= {"max_new_tokens": max_new_tokens, "eos_token_id": backbone.end_ids}
-    tokens = backbone.model.generate(**batch, **options)[:, batch["input_ids"].shape[1] :]
+    tokens = backbone.model.generate(**batch, **options)
+    if not backbone.model.config.is_encoder_decoder:
+        tokens = tokens[:, batch["input_ids"].shape[1] :]
+    # A beam without an end was cut off, and is no answer.
+    tokens = tokens[torch.isin(tokens, tokens.new_tensor(backbone.end_ids)).any(1)]
     return [text.strip() for text in backbone.processor.batch_decode(tokens, skip_special_tokens=True)]

@@ -167,6 +167,9 @@ def test_an_answer_without_words_is_told(studio, asked, monkeypatch):
 def test_each_prompts_effect(studio, asked, progress):
     message, figure, words = prompts.effects(studio, asked, "one", progress)
     assert message == "" and [len(bars.y) for bars in figure.data] == [3, 2] and words.startswith("The answer changes")
+    assert (
+        max(map(len, re.findall("“(.*?)”", words.replace("\\", "")))) <= 8
+    )  # as many tokens of a byte as the app answers with
     message, *_ = prompts.effects(studio, asked, "none", progress)
     assert "has no prompts" in message
 

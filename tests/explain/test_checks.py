@@ -10,6 +10,7 @@ from mmpt.errors import InputError
 from mmpt.explain.checks import Curve, compare, curves, prompt_effects
 from mmpt.explain.interventions import baseline_pixels, replace_patches, without
 from mmpt.explain.targets import Case, Target, score
+from mmpt.mpt4lm.backbone import load
 from mmpt.scenes import make_scene
 
 QUESTION, TARGET = "How many?", Target("two")
@@ -142,6 +143,7 @@ def test_the_effect_of_every_prompt_is_that_of_switching_it_off(fields):
 
 def test_before_and_after_tuning():
     backbone = tuned()
+    backbone.model.get_output_embeddings().weight.data[2] *= 3  # so that some answers end
     found = compare(backbone, picture(), QUESTION, runners=2, max_new_tokens=3)
     assert found.adapters == [None, "default"] and found.scores.shape == (2, len(found.answers))
     assert len(set(found.answers)) == len(found.answers) >= 3 and {*found.greedy} <= {*found.answers}
@@ -158,6 +160,22 @@ def test_before_and_after_tuning():
     assert told.greedy == ["this was said", "and that"] and {*told.answers} == {*told.greedy}
     torch.testing.assert_close(found.probabilities, found.scores.exp())
     assert backbone.model.active_adapter == "default"
+
+
+def test_runners_up_behind_an_encoder_are_whole():
+    backbone, image = load("tiny-t5"), make_scene(3).image
+    question = "What is the leftmost object?"
+    found = compare(backbone, image, question, runners=3)
+    beams = backbone.model.generate(
+        **backbone.inputs([image], [question]), num_beams=4, num_return_sequences=4, max_new_tokens=32
+    )
+    texts = backbone.processor.batch_decode(beams, skip_special_tokens=True)
+    assert len(set(texts)) > 2 and {text.strip() for text in texts} <= {*found.answers}
+
+
+def test_runners_up_that_do_not_end_are_left_out():
+    found = compare(tuned(), picture(), QUESTION, runners=2, max_new_tokens=1)  # with one token, the end is all
+    assert {*found.answers} <= {*found.greedy, ""}
 
 
 def test_without_adapters():
