@@ -12,7 +12,7 @@ from PIL import Image
 from app import export
 from app.progress import watched
 from app.state import Asked, Studio, alert, plain, told
-from app.whose import answer_of, picker
+from app.whose import answer_of, name_of, picker
 from mmpt import figures
 from mmpt.errors import InputError
 from mmpt.explain import gradients, perturbations, shapley
@@ -140,7 +140,12 @@ def draw(
     found, segments = explain(studio, asked, *drawn, progress)
     views = views_of(found)
     view = view if view in views else views[0]
-    return figure(found, segments, view, asked.shown()), gr.Dropdown(choices=views, value=view), summary(found), drawn
+    return (
+        figure(found, segments, adapter, view, asked.shown()),
+        gr.Dropdown(choices=views, value=view),
+        summary(found),
+        drawn,
+    )
 
 
 def show(studio: Studio, asked: Asked | None, drawn: tuple | None, view: str, progress=gr.Progress()):  # noqa: B008
@@ -159,9 +164,15 @@ def views_of(found: Attribution) -> list[str]:
     return [view for view, has in there.items() if has]
 
 
-def figure(found: Attribution, segments: Segments, view: str, image: Image.Image) -> go.Figure:
+def figure(found: Attribution, segments: Segments, adapter: str, view: str, image: Image.Image) -> go.Figure:
     """One of `views_of`."""
-    note = f"{found.method}: share of the {found.target}. Baseline: {found.baseline}."
+    if found.totals:
+        what = f"what each adds to the {found.target}, from {found.base:.2f} at the baseline to {found.score:.2f}"
+    elif found.base is None:
+        what = f"by how much the {found.target} falls without it"
+    else:
+        what = f"what of the {found.target} passes through each slot, counted anew in each layer"
+    note = f"{name_of(adapter)}, {found.method}: {what}. Baseline: {found.baseline}."
     if view == PICTURE:
         boxes = segments.boxes(*image.size)
         return figures.overlay(image, found.patches, boxes, "Which patches the answer came from", note, "nats", True)

@@ -10,7 +10,7 @@ def about(asked: Asked | None, wish: str | None = None) -> tuple[str, str | None
     """(the last question and its answers in words, the adapter that is looked at first: `wish` if it answered)."""
     if asked is None:
         return "Nothing has been asked yet: ask a question in the tab *Ask*, then come back.", None
-    said = ((plain(_name(adapter)), plain(answer)) for adapter, answer in asked.answers.items())
+    said = ((plain(name_of(adapter)), plain(answer)) for adapter, answer in asked.answers.items())
     answers = "; ".join(f"{name} answered “{answer}”" for name, answer in said)
     adapters = list(asked.answers)
     first = wish if wish in adapters else next((a for a in adapters if a != NONE), adapters[0])
@@ -26,7 +26,7 @@ def answer_of(asked: Asked | None, adapter: str | None) -> str:
     if asked is None or adapter not in asked.answers:
         raise InputError("Nothing has been asked yet: ask a question in the tab “Ask”, then come back.")
     if not asked.answers[adapter]:
-        raise InputError(f"The answer of {_name(adapter)} is empty; ask another question to have one explained.")
+        raise InputError(f"The answer of {name_of(adapter)} is empty; ask another question to have one explained.")
     return asked.answers[adapter]
 
 
@@ -41,7 +41,7 @@ def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
 
     def renew(asked, wish):
         text, first = about(asked, wish)
-        choices = [] if asked is None else [(_name(adapter), adapter) for adapter in asked.answers]
+        choices = [] if asked is None else [(name_of(adapter), adapter) for adapter in asked.answers]
         return text, gr.Radio(choices=choices, value=first), None, *[None] * len(cleared)
 
     asked.change(renew, [asked, whose], [words, whose, message, *cleared], show_progress="hidden")
@@ -49,5 +49,6 @@ def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
     return whose, message
 
 
-def _name(adapter):
+def name_of(adapter: str) -> str:
+    """The model in words."""
     return "the untouched model" if adapter == NONE else adapter

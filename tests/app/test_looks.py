@@ -94,6 +94,10 @@ def test_attribution(studio, asked, progress, name):
     assert message == "" and figure.layout.title.text and "log-probability of the answer “a dog” is -" in words
     assert progress.seen[0] == 0 and 0.2 < progress.seen[-1] <= 1  # the bar gets somewhere
     found, _ = attribution.explain(*given, progress)
+    note = figure.layout.title.subtitle.text.replace("-<br>", "-").replace("<br>", " ")
+    whole = f"one, {found.method}: what each adds to the {found.target}, from" in note
+    apart = f"one, {found.method}: by how much the {found.target} falls without it" in note
+    assert (whole, apart) == (bool(found.totals), found.base is None)
     for view in attribution.views_of(found):
         assert attribution.draw(*given, view, progress)[0] == ""
     with studio.looking.use("one") as backbone:
@@ -167,9 +171,8 @@ def test_an_answer_without_words_is_told(studio, asked, monkeypatch):
 def test_each_prompts_effect(studio, asked, progress):
     message, figure, words = prompts.effects(studio, asked, "one", progress)
     assert message == "" and [len(bars.y) for bars in figure.data] == [3, 2] and words.startswith("The answer changes")
-    assert (
-        max(map(len, re.findall("“(.*?)”", words.replace("\\", "")))) <= 8
-    )  # as many tokens of a byte as the app answers with
+    answers = re.findall("“(.*?)”", words.replace("\\", ""))
+    assert max(map(len, answers)) <= 8  # as many tokens, of a byte each, as the app answers with
     message, *_ = prompts.effects(studio, asked, "none", progress)
     assert "has no prompts" in message
 
