@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import helpers
 import pytest
@@ -192,6 +193,15 @@ def test_on_picture_and_seen_from(made_up):
     assert bars["patches"].y[0] == pytest.approx(made_up.weights[1, 0, 8, 2:6].sum().item(), rel=1e-5)
     assert list(bars["question"].x) == [3, 4]
     assert bars["question"].y[0] == pytest.approx(made_up.weights[1, 0, 8, 6].item(), rel=1e-5)
+
+
+def test_shares_without_sinks_are_said_to_be_of_the_rest(made_up):
+    rest, image = replace(made_up, left_out=("T1",)), Image.new("RGB", (64, 64))
+    for seen, said in (made_up, "of the attention"), (rest, "of the attention that is not on T1"):
+        figure = figures.attention.on_picture(seen, image)
+        assert f"% {said};" in figure.layout.title.subtitle.text.replace("<br>", " ")
+        assert heat(figure).colorbar.title.text == f"share {said}"
+    assert "T1 is left out" in figures.attention.flow(rest).layout.title.subtitle.text.replace("<br>", " ")
 
 
 def test_flow_adds_up_by_segment(made_up):

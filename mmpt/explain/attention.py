@@ -38,6 +38,7 @@ class Attention:
         segments: what the T positions are.
         question, answer: the text that was read; empty for the vision tower.
         order: on attention from textual to visual prompts; None for the vision tower.
+        left_out: labels of the sinks that are left out, whose share the others have among them.
     """
 
     weights: Tensor
@@ -45,6 +46,7 @@ class Attention:
     question: str = ""
     answer: str = ""
     order: Order | None = None
+    left_out: tuple[str, ...] = ()
 
     def positions(self, place: str | int | Sequence[int]) -> Tensor:
         """Positions of a source or a target.
@@ -122,12 +124,14 @@ class Attention:
     def without_sinks(self, threshold: float = SINK) -> "Attention":
         """The same without the columns of the sinks, each row brought to a sum of 1 again.
 
-        A row that looked at nothing else stays empty.
+        So weights are then shares of the attention that is not on the sinks, which `left_out` names. A row that looked
+        at nothing else stays empty.
         """
-        weights = self.weights.clone()
-        weights[..., self.sinks(threshold)] = 0
+        weights, sinks = self.weights.clone(), self.sinks(threshold)
+        weights[..., sinks] = 0
         total = weights.sum(-1, keepdim=True)
-        return replace(self, weights=weights / total.where(total > 0, 1))
+        names = tuple(self.segments.labels[i] for i in sinks.tolist())
+        return replace(self, weights=weights / total.where(total > 0, 1), left_out=self.left_out + names)
 
 
 def attention(backbone: Backbone, image: Image.Image, question: str, answer: str | None = None) -> Attention:

@@ -52,10 +52,11 @@ def _attention(backbone, image, question, answer):
     data = {
         "segments": [{"kind": k, "label": label} for k, label in zip(seen.segments.kinds, seen.segments.labels)],
         "between_segments": {k: dict(zip(kinds, row)) for k, row in zip(kinds, seen.matrix().tolist())},
-        "patches": _plain(rest.on_picture("predicting")),
-        "sinks": [seen.segments.labels[i] for i in seen.sinks().tolist()],
+        "patches": _plain(seen.on_picture("predicting")),
+        "sinks": rest.left_out,
+        "patches_without_sinks": _plain(rest.on_picture("predicting")),
     }
-    sinks = ", ".join(data["sinks"]) or "nothing"
+    sinks = ", ".join(rest.left_out) or "nothing"
     sentences = [seen.order.sentence, f"Left out of the map, since attention rests there: {sinks}."]
     return figures.attention.on_picture(rest, image), sentences, data
 

@@ -15,8 +15,6 @@ from mmpt.explain.rollout import rollout
 from mmpt.figures.plain import bars, matrix, overlay
 from mmpt.figures.style import COLOURS, NAMES, shown, titled, visible
 
-SHARE = "share of attention"
-
 
 def overview(attention: Attention, source=PREDICTING, target="patch") -> go.Figure:
     """Layer × head: the mean share of its attention that the source gives to the target."""
@@ -27,8 +25,9 @@ def overview(attention: Attention, source=PREDICTING, target="patch") -> go.Figu
         [str(i + 1) for i in range(layers)],
         [str(i + 1) for i in range(heads)],
         f"Share of attention from {_name(attention, source)} to {_name(attention, target)}, by layer and head",
-        f"On average {share.mean():.1%}. Where a layer looks is not yet what the answer depends on.",
-        SHARE,
+        f"On average {share.mean():.1%} of the attention{_rest(attention)}. "
+        "Where a layer looks is not yet what the answer depends on.",
+        _share(attention),
         row_title="layer",
         column_title="head",
     )
@@ -41,7 +40,7 @@ def between_segments(attention: Attention, layer: int | None = None, head: int |
     note = "" if attention.order is None else attention.order.sentence
     text = [[f"{v:.0%}" if v >= 0.005 else f"{v:.1%}" if v > 0 else "0" for v in row] for row in values.tolist()]
     figure = matrix(
-        values, names, names, f"Who looks at whom{_where(layer, head)}", note, SHARE, text=text,
+        values, names, names, f"Who looks at whom{_where(layer, head)}", note, _share(attention), text=text,
         row_title="looks …", column_title="… at",
     )  # fmt: skip
     return figure.update_layout(height=figure.layout.height + 60)
@@ -56,7 +55,7 @@ def between_positions(attention: Attention, layer: int | None = None, head: int 
     names = attention.segments.labels
     note = f"Colours end at {top:.2g}; of 100 cells that have any attention, 2 have more."
     title = f"What each position looks at{_where(layer, head)}"
-    figure = matrix(weights, names, names, title, note, SHARE, row_title="looks …", column_title="… at")
+    figure = matrix(weights, names, names, title, note, _share(attention), row_title="looks …", column_title="… at")
     figure.update_traces(zmax=top, xgap=0, ygap=0)
     at = 0
     ticks = []
@@ -84,9 +83,9 @@ def on_picture(
         values,
         attention.segments.boxes(*image.size),
         f"Where in the picture the attention of {_name(attention, source)} goes{_where(layer, head)}",
-        f"All patches together get {values.sum():.1%} of the attention; evenly spread, each would have "
-        f"{values.mean():.2%}. A bright patch was looked at, which is not yet a reason for the answer.",
-        SHARE,
+        f"All patches together get {values.sum():.1%} of the attention{_rest(attention)}; evenly spread, each would "
+        f"have {values.mean():.2%}. A bright patch was looked at, which is not yet a reason for the answer.",
+        _share(attention),
     )
 
 
@@ -103,7 +102,7 @@ def seen_from(attention: Attention, source, layer: int | None = None, head: int 
     kinds, labels, shares = zip(*groups)
     return bars(
         torch.tensor(shares), list(labels), list(kinds),
-        f"Where the attention of {_name(attention, source)} goes{_where(layer, head)}", unit=SHARE,
+        f"Where the attention of {_name(attention, source)} goes{_where(layer, head)}", unit=_share(attention),
     )  # fmt: skip
 
 
@@ -125,6 +124,8 @@ def flow(attention: Attention, source=PREDICTING) -> go.Figure:
         "Attention rollout, a rough guess. Further back, in a language model the first position collects nearly all, "
         "whatever is asked: read the left side. Overwritten slots let nothing through."
     )
+    if attention.left_out:
+        note += f" Attention on {_sinks(attention)} is left out."
     return titled(figure, f"Attention followed back from {_name(attention, source)}", note)
 
 
@@ -167,6 +168,18 @@ def _name(attention: Attention, place) -> str:
         return f"the {NAMES[place]}"
     labels = [visible(attention.segments.labels[i]) for i in attention.positions(place)]
     return ("position " if len(labels) == 1 else "positions ") + ", ".join(f"“{label}”" for label in labels[:5])
+
+
+def _sinks(attention):
+    return ", ".join(map(visible, attention.left_out))
+
+
+def _rest(attention):
+    return f" that is not on {_sinks(attention)}" if attention.left_out else ""
+
+
+def _share(attention):
+    return f"share of the attention{_rest(attention)}"
 
 
 def _where(layer, head):

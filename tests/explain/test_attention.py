@@ -251,6 +251,7 @@ def test_a_sink_is_found_where_it_is_and_taken_out(made_up):
     torch.testing.assert_close(sunk.received()[1, 2, 2], w[1, 2, 3:, 2].mean())
     assert sunk.sinks().tolist() == [2] and sunk.sinks(0.9).tolist() == []
     clear = sunk.without_sinks()
+    assert clear.left_out == ("2",) and clear.without_sinks().left_out == ("2",)
     assert clear.weights[..., 2].eq(0).all() and sunk.weights[..., 2].gt(0).any()
     torch.testing.assert_close(clear.weights.sum(-1), torch.ones(2, 3, 9))
     torch.testing.assert_close(clear.weights[0, 0, 4, 1] / clear.weights[0, 0, 4, 3], w[0, 0, 4, 1] / w[0, 0, 4, 3])

@@ -8,6 +8,7 @@ from helpers import tiny_backbone
 from peft import get_peft_model
 
 from mmpt.errors import InputError
+from mmpt.explain.attention import Attention, attention
 from mmpt.explain.views import VIEWS, view
 from mmpt.figures import save
 from mmpt.m2pt import M2PTConfig
@@ -46,6 +47,14 @@ def test_what_the_views_say(backbone):
     assert "of the random orders" in seen.sentences[1]
     seen = view(backbone, IMAGE, QUESTION, "interaction", answer="a cat")
     assert len(seen.data["matrix"]) == 3 and len(seen.data["matrix"][0]) == 2
+
+
+def test_the_data_tell_the_models_own_shares_beside_those_without_sinks(backbone, monkeypatch):
+    monkeypatch.setattr(Attention, "sinks", lambda *args: torch.tensor([0]))
+    data = view(backbone, IMAGE, QUESTION, "attention", answer="a cat").data
+    own = torch.tensor(data["patches"])
+    torch.testing.assert_close(own, attention(backbone, IMAGE, QUESTION, "a cat").on_picture("predicting"))
+    assert tuple(data["sinks"]) == ("T1",) and (torch.tensor(data["patches_without_sinks"]) > own).all()
 
 
 def test_the_models_own_answer_is_explained(backbone):
