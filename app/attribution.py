@@ -234,9 +234,10 @@ def check(studio: Studio, asked: Asked | None, drawn: tuple | None, progress=gr.
     plot = figures.against_random(
         result.deletion.shares, {side: curve.values for side, curve in sides.items()},
         {side: curve.random for side, curve in sides.items()}, "Does the map find what matters?",
-        "Patches are taken away (deletion should fall fast) or put in (insertion should rise fast), brightest first.",
+        f"{name_of(adapter)}, {found.method}, {found.target}. Patches are taken away (deletion should fall fast) or "
+        "put in (insertion should rise fast), most in favour first.", result.metric,
     )  # fmt: skip
-    return plot.update_yaxes(title_text=result.metric), words + "."
+    return plot, words + "."
 
 
 def click_token(event: gr.SelectData):

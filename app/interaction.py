@@ -10,15 +10,15 @@ from app import export
 from app.attribution import ANSWER, DIFFERENCE, target_of
 from app.progress import watched
 from app.state import Asked, Studio, plain, told
-from app.whose import picker
+from app.whose import name_of, picker
 from mmpt import figures
 from mmpt.explain.interaction import interaction
 from mmpt.explain.targets import Case
 
 READ = """*How to read it.* Each cell compares four runs: with both prompts, without the one, without the other, and
-without both. Blue: the two are worth more together than each adds alone. Red: one can stand in for the other. Zero:
-they work side by side. It is a statement on causes, whatever the order of the prompts and whichever can look at the
-other."""
+without both. Blue: T does more for the answer (or less against it) while V is there. Red: less for it, or more against
+it. Zero: they work side by side. It is a statement on causes, whatever the order of the prompts and whichever can look
+at the other."""
 
 
 @told(2)
@@ -47,7 +47,8 @@ def draw(
         f"{found.matrix[i, j]:+.3f} nats; alone, T{i + 1} is worth {found.textual[i]:+.3f} and V{j + 1} "
         f"{found.visual[j]:+.3f}."
     )
-    return figures.interaction(found.matrix, "Which textual prompt works through which visual prompt"), sentence
+    title = "Which textual prompt works through which visual prompt"
+    return figures.interaction(found.matrix, title, f"{name_of(adapter)}, {found.target}."), sentence
 
 
 def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:

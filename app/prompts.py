@@ -9,7 +9,7 @@ import torch
 from app import ask, export
 from app.progress import watched
 from app.state import NONE, Asked, Studio, plain, told
-from app.whose import answer_of, picker
+from app.whose import answer_of, name_of, picker
 from mmpt import figures
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
@@ -87,7 +87,7 @@ def effects(studio: Studio, asked: Asked | None, adapter: str | None, progress=g
     figure = figures.bars(
         torch.cat(list(found.effects.values())), sum(labels.values(), []),
         [kind for kind, names in labels.items() for _ in names], "What each single prompt is worth to the answer",
-        f"By how much the {found.target} falls when that prompt alone is switched off.", "nats",
+        f"{name_of(adapter)}: by how much the {found.target} falls when that prompt alone is switched off.", "nats",
     )  # fmt: skip
     return figure, sentence
 

@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+from base64 import b64decode
 from dataclasses import replace
+from io import BytesIO
 
 import helpers
 import pytest
@@ -23,6 +25,11 @@ from mmpt.figures.style import INK, _page, ink_on, luminance, see_through, shown
 
 def heat(figure):
     return next(trace for trace in figure.data if trace.type == "heatmap")
+
+
+def grey_of(figure):
+    png = b64decode(figure.layout.images[0].source.partition(",")[2])
+    return Image.open(BytesIO(png)).getpixel((0, 0))
 
 
 @pytest.fixture
@@ -94,13 +101,15 @@ def test_long_titles_are_wrapped_and_get_room():
 def test_overlay_puts_each_value_on_its_patch():
     values = torch.tensor([[0.1, -0.4], [0.2, 0.3]])
     boxes = Segments(["patch"] * 4, ["", "", "", ""], [0, 1, 2, 3], (2, 2), (0.25, 0.0, 0.75, 1.0)).boxes(200, 100)
-    figure = figures.overlay(Image.new("RGB", (200, 100)), values, boxes, "Here", signed=True)
+    figure = figures.overlay(Image.new("RGB", (200, 100), "white"), values, boxes, "Here", signed=True)
     cells = heat(figure)
     assert list(cells.x) == [50, 100, 150] and list(cells.y) == [0, 50, 100]
     assert torch.tensor(cells.z).tolist() == values.tolist()
     assert (cells.zmin, cells.zmax) == pytest.approx((-0.4, 0.4))
     assert list(figure.layout.yaxis.range) == [100, 0]  # row 1 at the top
     (picture,) = figure.layout.images
+    assert grey_of(figure) == 255  # under amounts the picture is dark
+    assert grey_of(figures.overlay(Image.new("RGB", (200, 100), "white"), values, boxes, "Here")) == 127
     assert (picture.x, picture.y, picture.sizex, picture.sizey) == (0, 0, 200, 100)
 
 
@@ -130,7 +139,11 @@ def test_a_matrix_has_its_first_row_at_the_top_and_its_words_in_their_cells():
 
 def test_interaction_is_symmetric_around_nothing():
     values = torch.tensor([[0.5, -0.1, 0.0]])
-    figure = figures.interaction(values, "Together")
+    figure = figures.interaction(values, "Together", "Of “red”.")
+    assert "Of “red”. Blue: T does more for the answer (or less" in figure.layout.title.subtitle.text.replace(
+        "<br>", " "
+    )
+    assert heat(figure).colorbar.title.text == "nats"
     assert (heat(figure).zmin, heat(figure).zmax) == (-0.5, 0.5)
     assert list(figure.layout.xaxis.ticktext) == ["V1", "V2", "V3"] and list(figure.layout.yaxis.ticktext) == ["T1"]
 
@@ -139,6 +152,7 @@ def test_curves_are_drawn_against_mean_and_spread_of_random_orders():
     shares = torch.tensor([0.0, 0.5, 1.0])
     curve, random = torch.tensor([0.0, -3.0, -4.0]), torch.tensor([[0.0, -1.0, -4.0], [0.0, -2.0, -4.0]])
     figure = figures.against_random(shares, {"deletion": curve}, {"deletion": random}, "Deletion")
+    assert figure.layout.yaxis.title.text == "nats"
     band, mean, line = figure.data
     assert list(line.y) == curve.tolist() and list(mean.y) == [0, -1.5, -4]
     spread = 0.5**0.5

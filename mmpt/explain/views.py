@@ -87,7 +87,7 @@ def _interaction(backbone, image, question, answer):
     title = "Which textual prompt works through which visual prompt"
     sentences = [f"Second differences, in nats, of the {found.target}: prompts switched off alone and together."]
     data = {k: _plain(v) for k, v in asdict(found).items()}
-    return figures.interaction(found.matrix, title, unit="nats"), sentences, data
+    return figures.interaction(found.matrix, title, sentences[0]), sentences, data
 
 
 def _cross_attention(backbone, image, question, answer, word=None):

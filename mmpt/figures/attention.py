@@ -84,7 +84,7 @@ def on_picture(
         attention.segments.boxes(*image.size),
         f"Where in the picture the attention of {_name(attention, source)} goes{_where(layer, head)}",
         f"All patches together get {values.sum():.1%} of the attention{_rest(attention)}; evenly spread, each would "
-        f"have {values.mean():.2%}. A bright patch was looked at, which is not yet a reason for the answer.",
+        f"have {values.mean():.2%}. Yellow: looked at most, which is not yet a reason for the answer.",
         _share(attention),
     )
 

@@ -22,6 +22,8 @@ def overlay(
 ) -> go.Figure:
     """Values (rows, columns) of the patches over the picture, which is grey so that all colour is the map's.
 
+    Under amounts it is also dark, so that what is bright has much.
+
     Args:
         boxes: (N, 4) left, top, right, bottom of each patch in pixels of `image`: `Segments.boxes(*image.size)`.
         signed: red is below 0, blue above; otherwise amounts from 0.
@@ -41,7 +43,7 @@ def overlay(
     )
     figure = go.Figure(heat)
     figure.add_layout_image(
-        source=image.convert("L"),
+        source=image.convert("L").point(lambda v: v if signed else v // 2),
         x=0,
         y=0,
         xref="x",
@@ -131,11 +133,10 @@ def matrix(
     return titled(figure, title, note, max(380, 160 + 20 * len(rows)))
 
 
-def interaction(values: Tensor, title: str, note: str = "", unit: str = "log-probability") -> go.Figure:
-    """Signed values (textual, visual) of every pair of prompts: blue where the two together are worth more."""
-    note = (
-        note or "Blue: the two together are worth more than each adds alone. Red: less, one stands in for the other."
-    )
+def interaction(values: Tensor, title: str, note: str = "", unit: str = "nats") -> go.Figure:
+    """Signed values (textual, visual) of every pair of prompts, such as `Interaction.matrix`."""
+    note += " Blue: T does more for the answer (or less against it) while V is there. "
+    note += "Red: less for it, or more against it."
     rows, columns = values.shape
     names = [f"T{i + 1}" for i in range(rows)], [f"V{j + 1}" for j in range(columns)]
     return matrix(
@@ -143,7 +144,14 @@ def interaction(values: Tensor, title: str, note: str = "", unit: str = "log-pro
     )
 
 
-def against_random(shares: Tensor, curves: dict[str, Tensor], random: dict[str, Tensor], title: str, note: str = ""):
+def against_random(
+    shares: Tensor,
+    curves: dict[str, Tensor],
+    random: dict[str, Tensor],
+    title: str,
+    note: str = "",
+    unit: str = "nats",
+) -> go.Figure:
     """Deletion and insertion curves, each with the mean of random orders and a band of one standard deviation.
 
     Args:
@@ -167,7 +175,7 @@ def against_random(shares: Tensor, curves: dict[str, Tensor], random: dict[str, 
         line = dict(color=colour, width=3)
         figure.add_scatter(x=x, y=curve.tolist(), name=f"{name}, order of the map", line=line, legendgroup=name)
     figure.update_xaxes(title_text="share taken out or put in", tickformat=".0%")
-    figure.update_yaxes(title_text="log-probability")
+    figure.update_yaxes(title_text=unit)
     return titled(figure, title, note)
 
 

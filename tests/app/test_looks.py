@@ -117,7 +117,8 @@ def test_a_map_is_checked(studio, asked, progress):
     given = studio, asked, "one", "Integrated gradients", attribution.ANSWER, "mean", attribution.PICTURE
     *_, drawn = attribution.draw(*given, progress)
     message, figure, words = attribution.check(studio, asked, drawn, progress)
-    assert message == "" and len(figure.data) == 6
+    assert message == "" and len(figure.data) == 6 and figure.layout.yaxis.title.text == "probability"
+    assert "most in favour first" in figure.layout.title.subtitle.text.replace("<br>", " ")
     assert re.fullmatch(r"\*\*The map .* chance\*\*: deletion area .*; insertion area .* of them\.", words)
     message, *_ = attribution.check(studio, asked, ("one", "Shapley values", attribution.ANSWER, "mean"), progress)
     assert "Shapley values gives no map over the picture" in message
@@ -142,6 +143,8 @@ def test_interaction(studio, asked, progress):
     values = torch.tensor(figure.data[0].z)
     i, j = map(int, re.search(r"strongest pair is T(\d) and V(\d)", words).groups())
     assert 0.4 < progress.seen[-1] <= 1
+    note = figure.layout.title.subtitle.text.replace("-<br>", "-").replace("<br>", " ")
+    assert note.startswith("one, log-probability of the answer “a dog”. Blue")
     assert message == "" and values.shape == (3, 2) and values.abs().max() == values[i - 1, j - 1].abs()
     message, *_ = interaction.draw(studio, asked, "none", attribution.ANSWER, progress)
     assert "the active adapter has none" in message
