@@ -29,7 +29,8 @@ class Attention:
 
     A source or a target is a segment's name, a position, or several; as a source also "predicting": the position
     before each of the answer's tokens, whose row is what the model looked at while that token was chosen. (The row of
-    a token itself belongs to the choice of the next one.) Layers and heads count from 0; left out, they are averaged.
+    a token itself belongs to the choice of the next one.) Layers and heads count from 0; left out, they are averaged,
+    over the layers that have the source.
 
     Attributes:
         weights: (L, H, T, T) float32 on the CPU; zero in rows and columns of slots that a layer does not have yet.
@@ -70,6 +71,14 @@ class Attention:
             raise InputError(f"Positions {found.tolist()} were asked for; give some from 0 to {T - 1}.")
         return found
 
+    @property
+    def there(self) -> Tensor:
+        """(L, T) bool, which positions a layer has: slots exist from the first layer that writes them."""
+        there = torch.ones(len(self.weights), len(self.segments), dtype=torch.bool)
+        if self.segments.written:
+            there[: self.segments.written[0], self.segments.where(self.segments.slots)] = False
+        return there
+
     def pick(self, layer: int | None = None, head: int | None = None) -> Tensor:
         """(T, T) the weights of a layer and a head.
 
@@ -80,12 +89,17 @@ class Attention:
         for name, value, n in (("layer", layer, weights.shape[0]), ("head", head, weights.shape[1])):
             if value is not None and not 0 <= value < n:
                 raise InputError(f"There is no {name} {value}; give one from 0 to {n - 1}, or None for the mean.")
-        weights = weights.mean(0) if layer is None else weights[layer]  # (H, T, T)
+        weights = weights.sum(0) / self.there.sum(0)[:, None] if layer is None else weights[layer]  # (H, T, T)
         return weights.mean(0) if head is None else weights[head]
 
     def share(self, source, target) -> Tensor:
-        """(L, H) the share of their attention that the source's positions give to the target's, on average."""
-        return self.weights[:, :, self.positions(source)][..., self.positions(target)].sum(-1).mean(-1)
+        """(L, H) the share of their attention that the source's positions give to the target's, on average.
+
+        NaN in layers without the source.
+        """
+        source = self.positions(source)
+        given = self.weights[:, :, source][..., self.positions(target)].sum((-1, -2))
+        return given / self.there[:, source].sum(1)[:, None]
 
     def matrix(self, layer: int | None = None, head: int | None = None) -> Tensor:
         """(S, S) the same for every pair of `segments.present`, source by target; rows sum as those of `weights`."""

@@ -25,7 +25,7 @@ def overview(attention: Attention, source=PREDICTING, target="patch") -> go.Figu
         [str(i + 1) for i in range(layers)],
         [str(i + 1) for i in range(heads)],
         f"Share of attention from {_name(attention, source)} to {_name(attention, target)}, by layer and head",
-        f"On average {share.mean():.1%} of the attention{_rest(attention)}. "
+        f"On average {share.nanmean():.1%} of the attention{_rest(attention)}. "
         "Where a layer looks is not yet what the answer depends on.",
         _share(attention),
         row_title="layer",

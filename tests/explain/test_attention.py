@@ -129,6 +129,19 @@ def test_slots_that_come_late_neither_look_nor_are_looked_at_before():
         torch.testing.assert_close(found.weights.sum(-1).mean(1), rows.float())
 
 
+def test_means_are_over_the_layers_that_have_the_source():
+    backbone = tuned(textual_layers=[1], textual_position="before_instruction", visual_layers=[1])
+    for found, kind in (
+        (attention(backbone, IMAGE, QUESTION, ANSWER), "textual"),
+        (vision_attention(backbone, IMAGE), "visual"),
+    ):
+        slots = found.segments.where(kind)
+        torch.testing.assert_close(found.seen_from(kind), found.weights[1, :, slots].mean((0, 1)))
+        torch.testing.assert_close(found.matrix().sum(1), torch.ones(len(found.segments.present)))
+        assert found.share(kind, "patch")[0].isnan().all() and found.share("patch", kind)[0].eq(0).all()
+        torch.testing.assert_close(found.share(kind, "patch")[1].mean(), found.on_picture(kind).sum())
+
+
 def test_the_tower_stops_at_the_layer_that_the_llm_sees():
     backbone = helpers.tiny_backbone()
     backbone.model.config.vision_feature_layer = -2
