@@ -161,8 +161,9 @@ def conductance(case: Case, *, steps: int = 16) -> Attribution:
 
     All layers' prompts move together from the mean prompt of their layer to themselves, and a slot y at the input of a
     layer gets the sum of ∂f/∂y · Δy along the way. So what counts is what a prompt has of its own. Under "replace" y
-    is the prompt itself and the values add up to score - base but for the gap; under "carry" y also holds what earlier
-    layers left there, which each layer counts anew, so that there are neither totals nor a gap.
+    is the prompt itself, at the layers that have prompts of their own, and the values add up to score - base but for
+    the gap; under "carry" y also holds what earlier layers left there, which each layer counts anew, so that there are
+    neither totals nor a gap.
 
     Raises:
         InputError: the active adapter has no prompts.
@@ -187,9 +188,10 @@ def conductance(case: Case, *, steps: int = 16) -> Attribution:
         part = case if case.target.other is None else Case(case.backbone, case.image, case.question, Target(answer))
         found = _along(partial(forward, part), starts, ends, slots, steps, case.rows)
         rows = [row + sign * value for row, value in zip(rows, found)]
-    values = {}
-    for (kind, _, _), row in zip(slots, rows):
+    values, places = {}, {}
+    for (kind, place, _, _), row in zip(slots, rows):
         values.setdefault(kind, []).append(row)
+        places.setdefault(kind, []).append(place)
     with torch.no_grad():
         score, base = (forward(case, *(p[None] for p in side)).item() for side in (ends, starts))
     out = result(
@@ -199,9 +201,8 @@ def conductance(case: Case, *, steps: int = 16) -> Attribution:
         baseline="for each prompt the mean prompt of its layer",
         score=score,
         base=base,
+        places=places,
     )
-    if "visual" in values:
-        out.places["visual"] = out.places["visual"][: len(values["visual"])]
     if "carry" in (settings.config.textual_update, settings.config.visual_update):
         out.totals = {}
     else:
@@ -210,29 +211,36 @@ def conductance(case: Case, *, steps: int = 16) -> Attribution:
 
 
 def _slots(case, layer, settings):
-    """(kind, block, columns of the slots in the block's input), place by place."""
-    slots, b, P, device = [], layer.backbone, settings.config.num_visual_prompts, case.pixels.device
+    """(kind, place in words, block, columns of the slots in the block's input), place by place."""
+    slots, b, config, device = [], layer.backbone, settings.config, case.pixels.device
     if "textual" in case.prompts:
-        columns = case.segments.where("textual").to(device)
-        slots += [("textual", block, columns) for block in b.textual_blocks[settings.textual_layers[0] :]]
+        columns, depth = case.segments.where("textual").to(device), len(b.textual_blocks)
+        for j in _counted(settings.textual_layers, config.textual_update, depth):
+            slots.append(("textual", f"LLM layer {j + 1}", b.textual_blocks[j], columns))
     if "visual" in case.prompts:
-        columns = torch.arange(-P, 0, device=device)
-        slots += [("visual", block, columns) for block in b.visual_blocks[settings.visual_layers[0] : max(b.reach)]]
-        if settings.config.visual_readout == "parameter":  # the LLM reads the prompts themselves, past the tower
-            slots.append(("visual", b.textual_blocks[0], case.segments.where("visual").to(device)))
+        columns = torch.arange(-config.num_visual_prompts, 0, device=device)
+        for i in _counted(settings.visual_layers, config.visual_update, max(b.reach)):
+            slots.append(("visual", f"vision layer {i + 1}", b.visual_blocks[i], columns))
+        if config.visual_readout == "parameter":  # the LLM reads the prompts themselves, past the tower
+            slots.append(("visual", "LLM", b.textual_blocks[0], case.segments.where("visual").to(device)))
     return slots
+
+
+def _counted(layers, update, depth):
+    """The layers at whose input a slot is counted: where it is overwritten, or holds more than before."""
+    return [j for j in range(layers[0], depth) if j in layers or update == "carry"]
 
 
 def _along(forward, starts, ends, slots, steps, rows):
     """Of each of the slots (P,) the sum of ∂f/∂y · Δy, by the trapezoidal rule."""
-    blocks = list(dict.fromkeys(block for _, block, _ in slots))
+    blocks = list(dict.fromkeys(block for _, _, block, _ in slots))
     path = [([], []) for _ in slots]  # gradients and states at the points of the path
     with _one_argument(blocks):
         for alphas in torch.linspace(0, 1, steps + 1, device=ends[0].device).split(rows):
             alphas = alphas[:, None, None]
             prompts = tuple((a + alphas * (z - a)).requires_grad_() for a, z in zip(starts, ends))
             found = compute_layer_gradients_and_eval(forward, blocks, prompts, attribute_to_layer_input=True)
-            for parts, (_, block, columns) in zip(path, slots):
+            for parts, (_, _, block, columns) in zip(path, slots):
                 for part, of_blocks in zip(parts, found):
                     part.append(of_blocks[blocks.index(block)][0][:, columns].detach())
     for gradients, states in path:

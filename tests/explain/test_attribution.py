@@ -260,6 +260,14 @@ def test_conductance_of_replaced_prompts_adds_up(readout):
     assert abs(found.gap) < 0.02 * abs(found.score - found.base) and abs(found.score - found.base) > 0.01
 
 
+def test_conductance_counts_a_prompt_once_where_the_next_layers_have_none():
+    case = case_of(tuned(textual_layers=[0], visual_layers=[0]))
+    found = conductance(case, steps=40)
+    assert found.places == {"textual": ["LLM layer 1"], "visual": ["vision layer 1"]}
+    assert found.textual.shape == (1, 3) and found.visual.shape == (1, 2)
+    assert abs(found.gap) < 0.02 * abs(found.score - found.base) and abs(found.score - found.base) > 0.01
+
+
 @pytest.mark.parametrize("update", ("replace", "carry"))
 def test_conductance_is_captums_layer_by_layer(update):
     backbone = tuned(textual_update=update, textual_position="before_instruction")
