@@ -6,7 +6,8 @@ import gradio as gr
 
 from app.ask import QUESTIONS
 from app.pictures import EXAMPLE_SEEDS, KEEP, draw
-from app.state import NONE, Studio
+from app.state import NONE, Studio, alert
+from app.whose import name_of
 from mmpt.ask import MAX_QUESTION
 
 # `mmptLink` writes names and values into the address without loading the page anew; an empty value goes.
@@ -45,10 +46,13 @@ def restore(studio: Studio, tabs: list[str], query: Mapping[str, str]):
     if shown[-1]:
         shown = *draw(EXAMPLE_SEEDS[0], KEEP)[:-1], shown[-1]
     question = query.get("question", QUESTIONS[0])[:MAX_QUESTION]
-    models = [
-        gr.Dropdown(choices=studio.choices(), value=name if name in (NONE, *studio.folders) else default)
-        for name, default in ((query.get("left"), NONE), (query.get("right"), studio.first))
-    ]
+    models = []
+    for name, default in ((query.get("left", NONE), NONE), (query.get("right", studio.first), studio.first)):
+        if name not in (NONE, *studio.folders):
+            gone = f"The model {name!r} of the link is not there, or not any more; {name_of(default)} answers instead."
+            shown = *shown[:-1], shown[-1] + alert(gone)
+            name = default
+        models.append(gr.Dropdown(choices=studio.choices(), value=name))
     tab = query.get("tab")
     return *shown, question, *models, tab if tab in tabs else None, "question" in query
 

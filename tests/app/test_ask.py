@@ -120,6 +120,12 @@ def test_a_link_restores_a_view(studio):
     assert (question, left.value, right.value, tab, again) == ("Where?", "two", "none", "tune", True)
 
 
+def test_a_link_to_a_model_that_is_gone_says_so(studio):
+    *_, problem, _, left, right, _, _ = restore(studio, ["ask"], {"left": "one", "right": "tuned-1"})
+    assert "The model &#x27;tuned-1&#x27; of the link is not there" in problem
+    assert (left.value, right.value) == ("one", studio.first)
+
+
 @pytest.mark.parametrize(
     "query", [{}, {"seed": "x"}, {"seed": "1e99", "tab": "?"}, {"seed": "4", "objects": "9"}, {"seed": "nan"}]
 )
