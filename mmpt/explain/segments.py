@@ -178,15 +178,16 @@ def prompt_layer(backbone: Backbone) -> tuple[M2PTLayer | None, Settings | None]
 
 def view_of(processor, width: int, height: int) -> tuple[float, float, float, float]:
     """`Segments.view` of a picture of that size under an image processor."""
-    if not processor.do_center_crop:
-        return (0.0, 0.0, 1.0, 1.0)
-    size, crop = processor.size, processor.crop_size
-    if size.get("shortest_edge"):
-        scale = size["shortest_edge"] / min(width, height)
-        resized = width * scale, height * scale
-    else:
-        resized = size["width"], size["height"]
-    x, y = (1 - crop["width"] / resized[0]) / 2, (1 - crop["height"] / resized[1]) / 2
+    w, h = width, height  # of what is seen, in the picture's pixels; its middle is the picture's
+    if hasattr(processor, "pad_to_square") and processor.do_pad:  # LLaVA's own
+        w = h = max(width, height)
+    if processor.do_center_crop:
+        size, crop = processor.size, processor.crop_size
+        if edge := size.get("shortest_edge"):
+            w, h = (crop[side] / edge * min(w, h) for side in ("width", "height"))
+        else:
+            w, h = w * crop["width"] / size["width"], h * crop["height"] / size["height"]
+    x, y = (1 - w / width) / 2, (1 - h / height) / 2
     return (x, y, 1 - x, 1 - y)
 
 

@@ -6,10 +6,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 from tiny_hosts import make_host
+from transformers import LlavaImageProcessorPil
 
 import mmpt
 from mmpt.errors import InputError
-from mmpt.explain.segments import SEGMENTS, Segments, encode, segments, vision_segments
+from mmpt.explain.segments import SEGMENTS, Segments, encode, patch_boxes, segments, view_of, vision_segments
 from mmpt.scenes import make_scene
 
 QUESTION, ANSWER = "user: how many?", "two"
@@ -175,6 +176,18 @@ def test_boxes_leave_out_what_the_processor_crops():
     )
     assert torch.equal(margin[..., 2:], plain[..., 2:])  # resampling blurs the border
     assert (patch - plain)[..., :8, :8].abs().mean() > 0.5
+
+
+@pytest.mark.parametrize("size, view", [((400, 200), (0, -0.5, 1, 1.5)), ((50, 100), (-0.5, 0, 1.5, 1))])
+def test_a_picture_that_is_padded_to_a_square_is_seen_whole(size, view):
+    crop = {"height": 32, "width": 32}
+    images = LlavaImageProcessorPil(size={"shortest_edge": 32}, crop_size=crop, do_pad=True, do_normalize=False)
+    assert view_of(images, *size) == view
+    left, top, right, bottom = patch_boxes((2, 2), view, *size)[0].int().tolist()  # of four patches the first
+    image = Image.new("RGB", size)
+    image.paste((255, 0, 0), (left, top, right, bottom))
+    red = images(image, return_tensors="pt")["pixel_values"][0, 0] > 0.75
+    assert red[:15, :15].any() and not red[17:].any() and not red[:, 17:].any()
 
 
 def test_an_unknown_segment_is_refused():
