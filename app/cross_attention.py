@@ -46,7 +46,7 @@ def places(maps: CrossAttentionMaps) -> list[tuple[str, str | int]]:
 def offer(studio: Studio, asked: Asked | None, adapter: str):
     """(sources, no targets, words to click, picture, sentence) for the last answer."""
     maps = seen(studio, asked, adapter)
-    strip = [(visible(word), figures.NAMES["question"]) for word in maps.words]
+    strip = [(visible(word), figures.NAMES[kind]) for word, kind in zip(maps.words, maps.kinds)]
     sources = gr.Dropdown(choices=places(maps), value=ALL)
     return sources, gr.Dropdown(choices=[], value=None), strip, asked.shown(), SENTENCE
 

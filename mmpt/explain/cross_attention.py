@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
-from mmpt.explain.segments import patch_boxes, view_of
+from mmpt.explain.segments import patch_boxes, token_kinds, view_of
 from mmpt.mpt4lm import MPT4LMLayer
 
 
@@ -22,6 +22,7 @@ class CrossAttentionMaps:
 
     Attributes:
         words: T texts of the tokens that the queries read, those of the chat's template among them.
+        kinds: T names, "question" or, of the template's, "other".
         to_words: (H, m, T) shares of attention, a row sums to 1; None where the queries do not read the question.
         to_patches: (H, m, N) the same over the patches, row by row.
         grid: (rows, columns) of the patches.
@@ -29,6 +30,7 @@ class CrossAttentionMaps:
     """
 
     words: list[str]
+    kinds: list[str]
     to_words: Tensor | None
     to_patches: Tensor
     grid: tuple[int, int]
@@ -101,9 +103,10 @@ def cross_attention(backbone: Backbone, image: Image.Image, question: str) -> Cr
         layer.host.llm_inputs(dict(batch))  # as far as the prompts: the LLM itself need not run
     pixels, size = batch["pixel_values"], layer.host.config.vision_config.patch_size
     grid = (pixels.shape[-2] // size, pixels.shape[-1] // size)
-    words = [backbone.processor.tokenizer.decode([i]) for i in batch["input_ids"][0].tolist()]
+    ids = batch["input_ids"][0].tolist()
+    words, (kinds, _) = [backbone.processor.tokenizer.decode([i]) for i in ids], token_kinds(backbone, ids, question)
     boxes = patch_boxes(grid, view_of(backbone.processor.image_processor, *image.size), *image.size)
-    return CrossAttentionMaps(words, weights.get("question"), weights["picture"], grid, boxes)
+    return CrossAttentionMaps(words, kinds, weights.get("question"), weights["picture"], grid, boxes)
 
 
 def _ask_for_weights(module, args, kwargs):

@@ -126,7 +126,7 @@ def segments(backbone: Backbone, image: Image.Image, question: str, answer: str 
     """
     batch = encode(backbone, image, question, answer)
     ids = batch["input_ids"][0].tolist()
-    kinds, labels = _token_kinds(backbone, ids, question, answer)
+    kinds, labels = token_kinds(backbone, ids, question, answer)
     for i in batch["labels"][0].ne(-100).nonzero()[:, 0].tolist() if answer is not None else ():
         kinds[i] = "answer"
     grid, _ = cells(backbone, batch)
@@ -195,8 +195,10 @@ def _written(layers, update):
     return layers if update == "replace" else layers[:1]
 
 
-def _token_kinds(backbone, ids, question, answer):
-    """Segments and texts of the tokens; those of the question are told by their place in the text as it is written.
+def token_kinds(
+    backbone: Backbone, ids: list[int], question: str, answer: str | None = None
+) -> tuple[list[str], list[str]]:
+    """Kinds ("question", "other") and texts of the tokens; the question's are told by their place in what is written.
 
     In the place of the picture's mark the processor puts many tokens; those after it are moved by as many.
     """

@@ -64,6 +64,8 @@ def test_from_words_to_patches(both, asked, alone):
     maps = cross_attention(alone, asked.image(), "What?")
     assert message == "" and source.value == ALL and target.choices == [] and picture.size == (336, 336)
     assert len(strip) == len(maps.words) and "MPT4LM" in sentence
+    assert [text for text, kind in strip if kind == "question"] == list("What?")
+    assert ("<|im_start|>", "template") in strip
 
     def drawn(view, source):
         message, figure = attention.draw(both, asked, "text", LLM, view, source, None, 0, 0, True)

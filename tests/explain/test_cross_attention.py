@@ -60,6 +60,8 @@ def test_weights_are_those_of_the_forward_pass():
     moved = reads.queries + reads.question(reads.queries[None], text, None)[0]
     patches = host.get_image_features(batch["pixel_values"])[0]
     torch.testing.assert_close(maps.to_patches, by_hand(reads.picture, moved, patches))
+    asked = [word for word, kind in zip(maps.words, maps.kinds) if kind == "question"]
+    assert "".join(asked) == QUESTION
     assert "".join(maps.words).count(QUESTION) == 1 and maps.to_words.shape[-1] == len(maps.words)
     assert maps.grid == (4, 4) and maps.boxes[-1].tolist() == [84, 84, 112, 112]
 
