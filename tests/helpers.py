@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from mmpt.backbones import CHAT_TEMPLATE, Backbone
+from mmpt.explain.targets import token_log_probabilities
 from mmpt.m2pt import M2PTConfig
 from mmpt.methods import METHODS
 from mmpt.mpt4lm.backbone import without_projector
@@ -73,6 +74,13 @@ def tiny_backbone(seed: int = 0, width: int = 48) -> Backbone:
         chat_template=CHAT_TEMPLATE,
     )
     return Backbone("tiny-random", LlavaForConditionalGeneration(config).eval(), processor)
+
+
+def score(backbone, images, questions, targets) -> torch.Tensor:
+    """(B,) the targets' values, without a `Case`."""
+    rows = [(image, question, a) for image, question, t in zip(images, questions, targets) for a in t.answers]
+    logps = iter(token_log_probabilities(backbone, *zip(*rows)))
+    return torch.stack([t.score([next(logps) for _ in t.answers]) for t in targets])
 
 
 def tuned_backbone(**fields) -> Backbone:

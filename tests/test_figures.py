@@ -88,7 +88,7 @@ def test_tokens_are_shown_as_text():
 
 def test_long_titles_are_wrapped_and_get_room():
     short = figures.loss([1, 2], [3.0, 2.0], "Loss")
-    long = figures.loss([1, 2], [3.0, 2.0], "What is lost " * 12, "a < b " * 30)
+    long = figures.titled(figures.loss([1, 2], [3.0, 2.0]), "What is lost " * 12, "a < b " * 30)
     lines = long.layout.title.text.split("<br>")
     assert max(map(len, lines)) <= 42 and " ".join(lines).count("What is lost") == 12
     assert "a &lt; b" in long.layout.title.subtitle.text
@@ -114,12 +114,11 @@ def test_overlay_puts_each_value_on_its_patch():
 
 
 def test_bars_are_coloured_by_segment_and_stand_where_their_tokens_do():
-    values, errors = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([0.1, 0.2, 0.3])
-    figure = figures.bars(values, ["a", "T1", "b"], ["question", "textual", "question"], "Worth", errors=errors)
+    values = torch.tensor([1.0, -2.0, 3.0])
+    figure = figures.bars(values, ["a", "T1", "b"], ["question", "textual", "question"], "Worth")
     found = {trace.name: trace for trace in figure.data}
     assert list(found["question"].x) == [0, 2] and list(found["question"].y) == [1, 3]
     assert list(found["textual prompts"].y) == [-2]
-    assert list(found["textual prompts"].error_y.array) == [pytest.approx(0.2)]
     assert found["question"].marker.color == figures.COLOURS["question"]
     assert list(figure.layout.xaxis.ticktext) == ["a", "T1", "b"]
 

@@ -115,11 +115,6 @@ class Attention:
         """(rows, columns) how the source's attention falls on the patches."""
         return self.seen_from(source, layer, head)[self.positions("patch")].view(self.segments.grid)
 
-    def from_picture(self, target, layer: int | None = None, head: int | None = None) -> Tensor:
-        """(rows, columns) the share of its attention that each patch gives to the target."""
-        weights = self.pick(layer, head)[self.positions("patch")][:, self.positions(target)]
-        return weights.sum(1).view(self.segments.grid)
-
     def received(self) -> Tensor:
         """(L, H, T) the mean attention that each position gets from the others that can see it."""
         others = ~torch.eye(len(self.segments), dtype=torch.bool)

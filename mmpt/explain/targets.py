@@ -93,20 +93,6 @@ def token_log_probabilities(backbone: Backbone, images, questions, answers) -> l
     return [logp[row != -100].cpu() for logp, row in zip(logps, labels)]
 
 
-def score(backbone: Backbone, images, questions, targets: Sequence[Target]) -> Tensor:
-    """(B,) the targets' values.
-
-    Raises:
-        InputError: an answer has no such token.
-    """
-    flat = [(image, question, a) for image, question, t in zip(images, questions, targets) for a in t.answers]
-    logps, rows = [], ROWS.get(backbone.model.device.type, 4)
-    for start in range(0, len(flat), rows):
-        logps += token_log_probabilities(backbone, *zip(*flat[start : start + rows]))
-    logps = iter(logps)
-    return torch.stack([t.score([next(logps) for _ in t.answers]) for t in targets])
-
-
 @contextmanager
 def still(model: nn.Module) -> Iterator[None]:
     """Within the context the model is frozen and in evaluation mode; afterwards as it was, module by module."""

@@ -65,15 +65,13 @@ def bars(
     title: str,
     note: str = "",
     unit: str = "",
-    errors: Tensor | None = None,
 ) -> go.Figure:
-    """A bar (n,) for each token, prompt or segment, coloured by segment; `errors` (n,) are drawn as ± lines."""
+    """A bar (n,) for each token, prompt or segment, coloured by segment."""
     figure = go.Figure()
     for kind in dict.fromkeys(kinds):
         at = [i for i, k in enumerate(kinds) if k == kind]
-        error = None if errors is None else dict(array=errors[at].tolist(), color=INK, thickness=1.2, width=2)
         figure.add_bar(
-            x=at, y=values[at].tolist(), name=NAMES[kind], marker_color=COLOURS[kind], error_y=error,
+            x=at, y=values[at].tolist(), name=NAMES[kind], marker_color=COLOURS[kind],
             customdata=[shown(labels[i]) for i in at], hovertemplate="%{customdata}: %{y:.4g} " + unit,
         )  # fmt: skip
     legible = len(labels) <= 60
@@ -135,7 +133,7 @@ def matrix(
 
 def interaction(values: Tensor, title: str, note: str = "", unit: str = "nats") -> go.Figure:
     """Signed values (textual, visual) of every pair of prompts, such as `Interaction.matrix`."""
-    note += " Blue: T does more for the answer (or less against it) while V is there. "
+    note = f"{note} Blue: T does more for the answer (or less against it) while V is there. ".lstrip()
     note += "Red: less for it, or more against it."
     rows, columns = values.shape
     names = [f"T{i + 1}" for i in range(rows)], [f"V{j + 1}" for j in range(columns)]
@@ -179,7 +177,7 @@ def against_random(
     return titled(figure, title, note)
 
 
-def loss(steps: list[int], losses: list[float], title: str = "The loss while tuning", note: str = "") -> go.Figure:
+def loss(steps: list[int], losses: list[float], title: str = "The loss while tuning") -> go.Figure:
     """The loss of every step, and its running mean over a tenth of them."""
     window = max(1, len(losses) // 10)
     padded = torch.nn.functional.pad(torch.tensor(losses, dtype=torch.float64).cumsum(0), (1, 0))
@@ -193,7 +191,7 @@ def loss(steps: list[int], losses: list[float], title: str = "The loss while tun
         )
     figure.update_xaxes(title_text="step")
     figure.update_yaxes(title_text="cross-entropy on the answers’ tokens", rangemode="tozero")
-    return titled(figure, title, note)
+    return titled(figure, title)
 
 
 def _range(values, signed):

@@ -7,6 +7,7 @@ import gradio as gr
 import plotly.graph_objects as go
 import pytest
 import torch
+from helpers import score
 
 from app import attention, attribution, interaction, prompts
 from app.export import save_figure
@@ -14,7 +15,7 @@ from app.whose import about, answer_of, picker
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.attention import PREDICTING
-from mmpt.explain.targets import Case, Target, score
+from mmpt.explain.targets import Case, Target
 
 
 class Click:

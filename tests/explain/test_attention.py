@@ -242,11 +242,10 @@ def test_share_and_matrix(made_up):
     torch.testing.assert_close(made_up.matrix(head=1)[2, 1], made_up.share("question", "patch")[:, 1].mean())
 
 
-def test_to_and_from_the_picture(made_up):
+def test_on_the_picture(made_up):
     w = made_up.weights
     torch.testing.assert_close(made_up.on_picture(7, 0, 1), w[0, 1, 7, 1:5].view(2, 2))
     torch.testing.assert_close(made_up.on_picture("answer", 0, 1), w[0, 1, 7:9, 1:5].mean(0).view(2, 2))
-    torch.testing.assert_close(made_up.from_picture([0, 1], 0, 1), w[0, 1, 1:5, :2].sum(1).view(2, 2))
     torch.testing.assert_close(made_up.seen_from([5, 6]), w.mean((0, 1))[5:7].mean(0))
 
 

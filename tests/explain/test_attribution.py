@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from captum.attr import LayerConductance
+from helpers import score
 from helpers import tuned_backbone as tuned
 
 import mmpt
@@ -16,7 +17,7 @@ from mmpt.explain.gradients import _one_argument, conductance, gradient_shap, in
 from mmpt.explain.interventions import baseline_pixels, replace_patches, without
 from mmpt.explain.perturbations import feature_ablation, occlusion
 from mmpt.explain.shapley import shapley
-from mmpt.explain.targets import Case, Target, score
+from mmpt.explain.targets import Case, Target
 from mmpt.scenes import make_scene
 
 QUESTION, TARGET = "How many?", Target("two", other="a cat")

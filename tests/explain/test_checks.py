@@ -3,13 +3,14 @@
 import helpers
 import pytest
 import torch
+from helpers import score
 from helpers import tuned_backbone as tuned
 
 import mmpt
 from mmpt.errors import InputError
 from mmpt.explain.checks import Curve, compare, curves, prompt_effects
 from mmpt.explain.interventions import baseline_pixels, replace_patches, without
-from mmpt.explain.targets import Case, Target, score
+from mmpt.explain.targets import Case, Target
 from mmpt.mpt4lm.backbone import load
 from mmpt.scenes import make_scene
 

@@ -3,10 +3,11 @@
 import helpers
 import pytest
 import torch
+from helpers import score
 from helpers import tuned_backbone as tuned
 
 from mmpt.errors import InputError
-from mmpt.explain.targets import Case, Target, score, still, token_log_probabilities
+from mmpt.explain.targets import Case, Target, still, token_log_probabilities
 from mmpt.scenes import make_scene
 
 QUESTION = "How many animals?"
