@@ -21,7 +21,6 @@ from mmpt.fit import search
 from mmpt.growth import ALONG, LINES, figure, growth
 from mmpt.scenes import make_scene
 
-pytestmark = pytest.mark.unit
 WORK = Work(pictures=1, turns=1, rounds=2)
 
 

@@ -12,8 +12,6 @@ from mmpt.m2pt import M2PTConfig
 from mmpt.scenes import make_scene
 from mmpt.train import TrainConfig, train
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture
 def folder(tmp_path):

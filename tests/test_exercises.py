@@ -11,8 +11,6 @@ from mmpt.errors import InputError
 from mmpt.exercises import EXERCISES, check
 from mmpt.exercises.check import difference
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_a_solution_passes(name):

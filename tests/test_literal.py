@@ -1,6 +1,5 @@
 """The literal implementation that the benchmark times computes what the library's does."""
 
-import pytest
 import torch
 from helpers import tiny_backbone
 from peft import get_peft_model
@@ -9,8 +8,6 @@ from mmpt.literal import LiteralM2PT
 from mmpt.m2pt import M2PTConfig
 from mmpt.scenes import make_scene
 from mmpt.train import AnswerLoss
-
-pytestmark = pytest.mark.unit
 
 
 def test_same_loss_gradients_and_answers():

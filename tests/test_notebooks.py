@@ -14,7 +14,6 @@ from mmpt.exercises import EXERCISES, check
 from mmpt.m2pt import M2PTConfig
 from mmpt.notebooks import execute, put_on, unload
 
-pytestmark = pytest.mark.unit
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -14,8 +14,6 @@ from mmpt.errors import InputError
 from mmpt.scoring import COGNITION, PERCEPTION
 from mmpt.suites import ASKED
 
-pytestmark = pytest.mark.unit
-
 
 def test_mme(tmp_path, answer):
     ask = "{} Please answer yes or no.\t{}"

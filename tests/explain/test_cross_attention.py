@@ -15,7 +15,6 @@ from mmpt.explain.views import view
 from mmpt.mpt4lm import MPT4LMLayer
 from mmpt.scenes import make_scene
 
-pytestmark = pytest.mark.unit
 IMAGE, QUESTION = make_scene(3).image, "What is it?"
 
 

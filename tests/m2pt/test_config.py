@@ -8,8 +8,6 @@ import torch
 from mmpt.m2pt import M2PTConfig
 from mmpt.m2pt.config import resolve_layers
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("fields", "message"),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-pytestmark = pytest.mark.unit
 IMAGE = 90
 CASES = [{}, {"textual_position": "before_instruction", "textual_update": "carry"}, {"textual_layers": [1, 2]}]
 INSIDE = [{"num_textual_prompts": n, "num_kv_prompts": 4, "num_feature_prompts": 3} for n in (0, 2)]

@@ -14,7 +14,6 @@ from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from mmpt.m2pt import M2PTConfig
 
-pytestmark = pytest.mark.unit
 reference = SimpleNamespace(**run_path(str(Path(__file__).with_name("host_reference.py"))))
 CASES = [
     {},
@@ -175,9 +174,7 @@ def test_segments(tools):
 def test_a_family_that_needs_a_newer_transformers(monkeypatch):
     host = make_host("smolvlm")
     monkeypatch.setattr("transformers.__version__", "5.20.2")
-    with pytest.raises(
-        NoMatchingPeftModuleError, match="tunes SmolVLM with transformers 5.21 or newer"
-    ):
+    with pytest.raises(NoMatchingPeftModuleError, match="tunes SmolVLM with transformers 5.21 or newer"):
         get_peft_model(host, M2PTConfig())
     assert get_peft_model(make_host("idefics3"), M2PTConfig())
 

@@ -22,8 +22,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from mmpt.m2pt import M2PTConfig, M2PTLayer, M2PTModel, register
 
-pytestmark = pytest.mark.unit
-
 
 def logits(model, batch):
     with torch.no_grad():

@@ -6,7 +6,6 @@ from runpy import run_path
 import pytest
 import torch
 
-pytestmark = pytest.mark.unit
 reference = run_path(str(Path(__file__).with_name("reference.py")))["forward"]
 
 PAPER = {}

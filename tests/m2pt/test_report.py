@@ -8,8 +8,6 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from mmpt.m2pt import M2PTConfig, parameter_report
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     "case",

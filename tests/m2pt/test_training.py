@@ -10,8 +10,6 @@ from helpers import tiny_backbone
 from PIL import Image
 from transformers import Trainer, TrainingArguments
 
-pytestmark = pytest.mark.unit
-
 
 def gradients(model, batch):
     model.zero_grad()

@@ -20,7 +20,6 @@ from mmpt.mpt4lm.backbone import PLAIN_TEMPLATE, TextBackbone, load, without_pro
 from mmpt.reading import read
 from mmpt.train import AnswerLoss, TrainConfig, train
 
-pytestmark = pytest.mark.unit
 SMALL = dict(
     num_visual_prompts=3,
     cross_attention_width=16,

@@ -10,8 +10,6 @@ from peft import PeftConfig
 
 from mmpt.mpt4lm import MPT4LMConfig
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.mark.parametrize(
     ("fields", "message"),

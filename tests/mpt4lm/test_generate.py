@@ -8,7 +8,6 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM
 
 from mmpt.mpt4lm import VisionBesideLM
 
-pytestmark = pytest.mark.unit
 CASES = [{}, {"num_instruction_tokens": 0}, {"condition_on_question": False, "adapter_placement": "mlp"}]
 LMS = ["llama", "t5"]
 

@@ -6,7 +6,6 @@ from safetensors.torch import load_file, save_file
 
 from mmpt.mpt4lm import VisionBesideLM
 
-pytestmark = pytest.mark.unit
 LMS = ["llama", "t5"]
 
 

@@ -14,7 +14,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel, GPT2Config, GPT2LMHe
 from mmpt.m2pt import M2PTConfig
 from mmpt.mpt4lm import MPT4LMConfig, MPT4LMLayer, VisionBesideLM
 
-pytestmark = pytest.mark.unit
 LMS = ["llama", "t5"]
 
 

@@ -10,7 +10,6 @@ from transformers import GemmaConfig, GemmaForCausalLM
 
 from mmpt.mpt4lm import VisionBesideLM
 
-pytestmark = pytest.mark.unit
 reference = run_path(str(Path(__file__).with_name("reference.py")))["forward"]
 HOSTS = [("clip", "llama"), ("siglip", "llama"), ("clip", "t5")]
 CASES = [

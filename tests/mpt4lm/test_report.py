@@ -13,8 +13,6 @@ from transformers import (
 
 from mmpt.mpt4lm import MPT4LMConfig, VisionBesideLM, parameter_report
 
-pytestmark = pytest.mark.unit
-
 
 def formula(config, d, dv, bottlenecks):
     """(instruction, cross-attention, adapters) of an LLM of width d beside a tower of width dv."""

@@ -4,7 +4,6 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-pytestmark = pytest.mark.unit
 LMS = ["llama", "t5"]
 
 
