@@ -88,9 +88,9 @@ def tuned_of(model):
 
 
 def restore(saved, tuned, optimizer, scaler):
-    """Put a checkpoint's values in their places; the losses, the number of questions and the seconds so far."""
+    """Put a checkpoint's values in their places; returns its losses, number of questions and seconds."""
     if saved is None:
-        return [], 0, 0.0
+        return {"losses": [], "questions": 0, "seconds": 0.0}
     with torch.no_grad():
         for name, parameter in tuned.items():
             parameter.copy_(sharded_like(saved["tuned"][name], parameter))
@@ -99,4 +99,4 @@ def restore(saved, tuned, optimizer, scaler):
         moments |= {name: sharded_like(moment, parameters[i]) for name, moment in moments.items()}
     optimizer.load_state_dict(saved["optimizer"])
     scaler.load_state_dict(saved["scaler"])
-    return saved["losses"], saved["questions"], saved["seconds"]
+    return {name: saved[name] for name in ("losses", "questions", "seconds")}

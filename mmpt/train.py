@@ -119,7 +119,7 @@ def train(
 
     One process calls `on_start` when all has been checked, before the first step.
 
-    Under FSDP the backbone is left cut up: load the folder afresh to ask it.
+    Under FSDP the backbone is left sharded: load the folder afresh to ask it.
 
     With None the LLM and the projector themselves are tuned (full fine-tuning; the vision encoder stays frozen, as in
     LLaVA), and the folder holds a whole model for `mmpt.load`.
@@ -184,11 +184,12 @@ def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_s
     scaler = make_scaler(model, accelerator)
     loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
     tuned = tuned_of(model)  # by FSDP put in the place of what was there
-    losses, questions, seconds = restore(saved, tuned, optimizer, scaler)
+    state = {"run": run} | restore(saved, tuned, optimizer, scaler)
+    losses = state["losses"]
     if on_start and accelerator.is_main_process:
         on_start()
     start_tracker(accelerator, config.out, run, len(losses))
-    started = time.monotonic() - seconds
+    started = time.monotonic() - state["seconds"]
     try:
         bar = tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process)
         place = accelerator.process_index, accelerator.num_processes
@@ -197,14 +198,13 @@ def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_s
             for step, given in enumerate(feed, len(losses)):
                 loss, asked = _step(given, loss_of, optimizer, scaler, list(tuned.values()), accelerator, config, step)
                 losses.append(loss)
-                questions, seconds = questions + asked, time.monotonic() - started
-                bar.set_postfix_str(f"loss {loss:.3f}, {questions / seconds:.1f} questions/s", refresh=False)
+                state |= {"questions": state["questions"] + asked, "seconds": time.monotonic() - started}
+                speed = state["questions"] / state["seconds"]
+                bar.set_postfix_str(f"loss {loss:.3f}, {speed:.1f} questions/s", refresh=False)
                 bar.update()
-                state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
                 _keep(state, tuned, optimizer, scaler, accelerator, config)
         weights = whole(tuned if peft_config else model.state_dict(), accelerator.is_main_process)
         if accelerator.is_main_process:
-            state = {"run": run, "losses": losses, "questions": questions, "seconds": seconds}
             finish(config.out, backbone, weights, state, accelerator)
         accelerator.wait_for_everyone()
     except KeyboardInterrupt:
