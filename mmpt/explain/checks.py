@@ -253,5 +253,5 @@ def _runners_up(backbone, image, question, n, max_new_tokens):
     if not backbone.model.config.is_encoder_decoder:
         tokens = tokens[:, batch["input_ids"].shape[1] :]
     # A beam without an end was cut off, and is no answer.
-    tokens = tokens[torch.isin(tokens, tokens.new_tensor(backbone.end_ids)).any(1)]
+    tokens = tokens[torch.isin(tokens, torch.tensor(backbone.end_ids).to(tokens.device)).any(1)]
     return [text.strip() for text in backbone.processor.batch_decode(tokens, skip_special_tokens=True)]
