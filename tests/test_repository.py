@@ -42,6 +42,10 @@ def test_numbers_of_the_readme():
     assert f"{len(NAMES)} OpenMoji classes" in readme and f"{len(TASKS)} instruction tasks" in readme
 
 
+def test_the_readme_shows_the_table_as_it_was_measured():
+    assert (ROOT / "assets/results/full/table.md").read_text() in (ROOT / "README.md").read_text()
+
+
 def test_notebooks_are_kept_without_outputs():
     for path in tracked():
         if path.suffix == ".ipynb":
