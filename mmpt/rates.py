@@ -4,7 +4,6 @@ import math
 
 import torch
 
-from mmpt.errors import InputError
 from mmpt.m2pt.hosts import PROJECTORS
 
 
@@ -17,20 +16,11 @@ def schedule(step: int, config) -> float:
 
 
 def make_optimizer(model, tuned: dict[str, torch.nn.Parameter], config) -> torch.optim.AdamW:
-    """AdamW over `tuned`, parameters by name; a group for each peak of the `TrainConfig`, which it keeps as "peak".
-
-    Raises:
-        InputError: a relative rate where there are no prompts whose size it could follow.
-    """
+    """AdamW over `tuned`, parameters by name; a group for each peak of the `TrainConfig`, which it keeps as "peak"."""
     parts = {"projector", *PROJECTORS}  # of names; M²PT tunes a copy of its own
     peaks = {name: config.projector_lr if any(part in name for part in parts) else config.lr for name in tuned}
     if config.relative_lr:
-        sizes = _sizes(model, tuned)
-        if not sizes:
-            raise InputError(
-                f"relative_lr is {config.relative_lr:g}, and this method has no prompts of M²PT; give lr."
-            )
-        peaks |= {name: config.relative_lr * size for name, size in sizes.items()}
+        peaks |= {name: config.relative_lr * size for name, size in _sizes(model, tuned).items()}
     groups = [
         {"params": [tuned[name] for name in peaks if peaks[name] == peak], "peak": peak, "lr": peak}
         for peak in dict.fromkeys(peaks.values())

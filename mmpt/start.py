@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 
 from mmpt.backbones import adapter_folder, adapter_settings
 from mmpt.errors import InputError, first_line
+from mmpt.m2pt import M2PTConfig
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.precision import PRECISIONS
 from mmpt.sharding import sharded_like
@@ -24,6 +25,8 @@ _MAY_DIFFER = "init|dropout|inference_mode|target_modules|task_type|version|revi
 
 def begin(backbone, peft_config, config):
     """The model with what is tuned on it, as it is before the first step."""
+    if config.relative_lr and not isinstance(peft_config, M2PTConfig):
+        raise InputError(f"relative_lr is {config.relative_lr:g}, and this method has no prompts of M²PT; give lr.")
     torch.manual_seed(config.seed)
     if peft_config is None:
         if config.start:
