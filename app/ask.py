@@ -179,7 +179,7 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
     shown = [message, *answers, *ratings]
     gr.on(
         [*other, question.change], None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run],
-        show_progress="hidden",
+        show_progress="hidden", trigger_mode="multiple",  # a word may come in while the first key's is under way
     )  # fmt: skip
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,
