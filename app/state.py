@@ -22,9 +22,11 @@ from tempfile import TemporaryDirectory
 import gradio as gr
 from PIL import Image
 
+from mmpt.adapters import adapter_folder, free_name, method_of
 from mmpt.ask import open_picture
-from mmpt.backbones import ASSETS, Backbone, adapter_folder, free_name, method_of
+from mmpt.backbones import Backbone
 from mmpt.errors import InputError
+from mmpt.files import ASSETS
 from mmpt.mpt4lm.backbone import without_projector
 
 NONE = "none"  # as an adapter: the untouched model

@@ -23,19 +23,18 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
-    PaliGemmaProcessor,
     PreTrainedModel,
     ProcessorMixin,
 )
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
+from mmpt.adapters import adapter_folder, adapter_settings, free_name, method_of
+from mmpt.chat import Chat
 from mmpt.errors import InputError, first_line
-from mmpt.files import read_json
+from mmpt.files import ASSETS
 from mmpt.loading import BITS, default_dtype, load_pretrained
 from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
 from mmpt.tiny.vision import IMAGE_SIZE, MEAN, PATCH_SIZE, STD, vision_config
-
-ASSETS = Path(__file__).parent.parent / "assets"
 
 # SmolLM2's own format without its system turn, which would cost 20 tokens a question.
 CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
@@ -47,7 +46,7 @@ CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }
 
 
 @dataclass
-class Backbone:
+class Backbone(Chat):
     """A model, its processor, and the few things everybody does with them.
 
     Attributes:
@@ -146,89 +145,11 @@ class Backbone:
             self.model.set_adapter(before)
 
     @property
-    def _ending(self):
-        """The token that ends an answer, and what the chat template leaves to be added so that it does.
-
-        LLaVA-1.5's writes no such token; then it is the tokenizer's own.
-        """
-        tokenizer = self.processor.tokenizer
-        behind = self._written([("?", "\0")], False).partition("\0")[2].lstrip()
-        if end := next((end for end in tokenizer.all_special_tokens if behind.startswith(end)), None):
-            return end, ""
-        if tokenizer.eos_token is None:
-            raise InputError(f"The tokenizer of {self.name!r} has no token that ends a text; set its eos_token.")
-        return tokenizer.eos_token, tokenizer.eos_token
-
-    @property
     def end_ids(self) -> list[int]:
         """The ids of tokens at which an answer is over: what ends one in a chat, and what the model's settings say."""
         known = self.model.generation_config.eos_token_id
         known = known if isinstance(known, list) else [] if known is None else [known]
         return list(dict.fromkeys([self.processor.tokenizer.convert_tokens_to_ids(self._ending[0]), *known]))
-
-    @property
-    def _between(self):
-        """What stands between a question and its answer: as a conversation is written, and as one is asked."""
-        said = self._written([("\0", "\1")], False).partition("\0")[2].partition("\1")[0]
-        return said, self._written([("\0", None)], True).partition("\0")[2]
-
-    @property
-    def _beginning(self):
-        """What the tokenizer writes before a text by itself."""
-        return self.processor.tokenizer.decode(self.processor.tokenizer("")["input_ids"][:1])
-
-    def _chat(self, turns, add_generation_prompt):
-        """A conversation as it is written, each answer with what ends it."""
-        mark = self.processor.image_token
-        if any(mark in text for turn in turns for text in turn if text):
-            raise InputError(f"A question or answer holds {mark}, which stands for the picture; leave it out.")
-        (_, added), (said, asked) = self._ending, self._between
-        text = self._written([(q, a if a is None else a + added) for q, a in turns], add_generation_prompt)
-        # Some templates, as LLaVA-OneVision's, write another blank before an answer than they end a question with.
-        return text if said.rstrip(" ") == asked.rstrip(" ") else text.replace(said, asked)
-
-    def _written(self, turns, add_generation_prompt):
-        messages = []
-        for i, (question, answer) in enumerate(turns):
-            content = [{"type": "image"}] * (i == 0) + [{"type": "text", "text": question}]
-            messages.append({"role": "user", "content": content})
-            if answer is not None:
-                messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        if isinstance(self.processor, PaliGemmaProcessor):
-            raise InputError(f"{self.name!r}, a PaliGemma, knows no chat: call model and processor themselves.")
-        if not self.processor.chat_template:
-            raise InputError(
-                f"The processor of {self.name!r} has no chat template, so its questions cannot be written; set "
-                "backbone.processor.chat_template."
-            )
-        text = self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
-        return text.removeprefix(self._beginning)  # which some templates write too
-
-    def answer_tokens(self, answer: str) -> list[int]:
-        """The token ids of an answer as it follows a question, with the one that ends it."""
-        text, [(start, end)] = self._spans([("?", answer)])
-        tokens = self.processor.tokenizer(text, return_offsets_mapping=True)
-        return [i for i, (a, b) in zip(tokens["input_ids"], tokens["offset_mapping"]) if a < end and b > start]
-
-    def _spans(self, turns):
-        """A conversation as it is written, and where in it each answer with its end begins and ends."""
-        text, (end, _), spans = self._chat(turns, False), self._ending, []
-        for i, (question, answer) in enumerate(turns):
-            start = len(os.path.commonprefix([text, self._chat([*turns[:i], (question, None)], True)]))
-            answer = answer.strip()
-            said = text.find(answer, start)
-            stop = text.find(end, said + len(answer))
-            if said < 0 or stop < 0 or text[said + len(answer) : stop].strip():
-                raise InputError(
-                    f"The chat template of {self.name!r} does not write each answer as it is, with what ends it; set "
-                    "another backbone.processor.chat_template."
-                )
-            spans.append((start if answer else stop, stop + len(end)))
-        return text, spans
-
-    def question_text(self, question: str) -> str:
-        """A question on a picture in the backbone's chat format, up to where the answer begins."""
-        return self._chat([(question, None)], True)
 
     def inputs(self, images, questions) -> BatchFeature:
         """One picture and one question a row → input_ids, attention_mask (B, T), left padded, and pixel_values."""
@@ -269,45 +190,6 @@ class Backbone:
         if not self.model.config.is_encoder_decoder:
             tokens = tokens[:, batch["input_ids"].shape[1] :]
         return [a.strip() for a in self.processor.batch_decode(tokens, skip_special_tokens=True)]
-
-
-def free_name(folder: Path, taken: dict[str, Path | None]) -> str:
-    """What the adapter in `folder` is called beside those that are `taken`: as the folder, numbered if need be."""
-    own = folder.name.replace(".", "_")
-    names = (own, *(f"{own}-{n}" for n in range(2, len(taken) + 2)))
-    return next(name for name in names if name not in taken or taken[name] == folder)
-
-
-def adapter_folder(adapter: str | Path) -> Path:
-    """Folder of a shipped adapter's name, or of a path: anything that is no plain name, or that is not shipped.
-
-    Raises:
-        InputError: no such adapter; or a shipped one and a folder here both have the name.
-    """
-    here, shipped = Path(adapter), ASSETS / "adapters" / Path(adapter).name
-    plain = isinstance(adapter, str) and adapter == here.name
-    folders = [f for f in (shipped,) * plain + (here,) if os.path.isfile(f / "adapter_config.json")]
-    if len({folder.resolve() for folder in folders}) > 1:
-        raise InputError(f"{adapter!r} is a shipped adapter and a folder here; give ./{adapter} for the folder.")
-    if folders:
-        return folders[0]
-    shipped = sorted(p.parent.name for p in ASSETS.glob("adapters/*/adapter_config.json"))
-    raise InputError(
-        f"There is no adapter {str(adapter)!r}; give one of {', '.join(shipped) or '(none is shipped)'}, or a folder "
-        "that holds adapter_config.json."
-    )
-
-
-def adapter_settings(folder: Path) -> dict:
-    """What an adapter's folder says of it; InputError where that is no JSON, or the weights are missing."""
-    if not any(os.path.isfile(folder / f"adapter_model.{kind}") for kind in ("safetensors", "bin")):
-        raise InputError(f"{folder} holds adapter_config.json, but no weights; copy adapter_model.safetensors too.")
-    return read_json(folder / "adapter_config.json", "an adapter's settings, as `python -m mmpt train` writes them")
-
-
-def method_of(adapter: str | Path) -> str | None:
-    """PEFT's name of an adapter's method, such as "M2PT" or "LORA"."""
-    return adapter_settings(adapter_folder(adapter)).get("peft_type")
 
 
 def load(

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mmpt.errors import InputError
 
+ASSETS = Path(__file__).parent.parent / "assets"  # what is shipped: weights, adapters, results
+
 
 def read_jsonl(file: str | Path, fields: tuple[str, ...]) -> list[tuple[str, dict]]:
     """The lines of a JSONL file, each with where it stands ("answers.jsonl, line 3"), empty ones left out.

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HTTPError  # of whichever client it has
 
-from mmpt.backbones import adapter_folder
+from mmpt.adapters import adapter_folder
 from mmpt.errors import InputError, first_line
 from mmpt.evaluate import render
 from mmpt.files import read_text

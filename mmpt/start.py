@@ -13,7 +13,7 @@ from peft import (
 )
 from safetensors import SafetensorError
 
-from mmpt.backbones import adapter_folder, adapter_settings
+from mmpt.adapters import adapter_folder, adapter_settings
 from mmpt.errors import InputError, first_line
 from mmpt.m2pt import M2PTConfig
 from mmpt.m2pt.backbone import find_backbone

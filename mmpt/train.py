@@ -25,7 +25,8 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mmpt.backbones import Backbone, adapter_folder, load
+from mmpt.adapters import adapter_folder
+from mmpt.backbones import Backbone, load
 from mmpt.batches import batches
 from mmpt.data import own_examples, seed_of
 from mmpt.errors import InputError

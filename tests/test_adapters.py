@@ -5,7 +5,7 @@ import json
 import pytest
 
 import mmpt
-from mmpt.backbones import ASSETS
+from mmpt.files import ASSETS
 from mmpt.scenes import SEEDS, make_scene
 
 ADAPTERS = ("m2pt", "m2pt-carry")

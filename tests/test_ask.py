@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mmpt.adapters import adapter_folder
 from mmpt.ask import MAX_PIXELS, ask_file, check_question, open_picture, read_requests
-from mmpt.backbones import adapter_folder
 from mmpt.data import read_examples
 from mmpt.errors import InputError
 from mmpt.files import check_writable, make_folder, write_whole

@@ -13,8 +13,10 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, PaliGemmaProcessor
 
 import mmpt
-from mmpt.backbones import ASSETS, CHAT_TEMPLATE, adapter_folder
+from mmpt.adapters import adapter_folder
+from mmpt.backbones import CHAT_TEMPLATE
 from mmpt.errors import InputError
+from mmpt.files import ASSETS
 from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
 from mmpt.mpt4lm.backbone import load as load_text_only

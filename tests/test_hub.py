@@ -13,9 +13,9 @@ from huggingface_hub.errors import HTTPError
 import mmpt.hub
 import mmpt.train
 from mmpt.__main__ import main
-from mmpt.backbones import ASSETS
 from mmpt.errors import InputError
 from mmpt.evaluate import render
+from mmpt.files import ASSETS
 from mmpt.hub import card, push
 from mmpt.m2pt import M2PTConfig
 from mmpt.train import TrainConfig, train

@@ -119,7 +119,7 @@ def _words(tokenizer):
 
 def _read(backbone, language_model, tokens, layers):
     """For each of `layers`, its inputs (W, D) at `tokens` that are each read right after the start token."""
-    start = backbone.processor.tokenizer(backbone._chat([("", None)], True))["input_ids"][0]
+    start = backbone.processor.tokenizer(backbone.conversation([("", None)], True))["input_ids"][0]
     pairs = torch.stack([torch.full_like(tokens, start), tokens], 1).to(language_model.device)  # (W, 2)
     states = [[] for _ in layers]
     for part in pairs.split(500):

@@ -203,8 +203,9 @@ def token_kinds(
     In the place of the picture's mark the processor puts many tokens; those after it are moved by as many.
     """
     tokenizer = backbone.processor.tokenizer
-    text = backbone._chat([(question, answer)], answer is None)
-    start = len(commonprefix([text, backbone._chat([("\0", answer)], answer is None)]))  # which begins no question
+    text = backbone.conversation([(question, answer)], answer is None)
+    other = backbone.conversation([("\0", answer)], answer is None)  # which begins no question
+    start = len(commonprefix([text, other]))
     written = tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
     added = len(ids) - len(written)
     kinds, labels = ["other"] * len(ids), [tokenizer.decode([i]) for i in ids]

@@ -22,8 +22,9 @@ from transformers import (
     VisionTextDualEncoderProcessor,
 )
 
-from mmpt.backbones import ASSETS, Backbone, load_tiny, tiny_image_processor
+from mmpt.backbones import Backbone, load_tiny, tiny_image_processor
 from mmpt.errors import InputError, first_line
+from mmpt.files import ASSETS
 from mmpt.loading import decode_greedily, default_dtype
 from mmpt.mpt4lm.host import VisionBesideLM
 from mmpt.mpt4lm.reading import read_text
@@ -46,7 +47,8 @@ class TextBackbone(Backbone):
     def _ending(self):
         return self.processor.tokenizer.eos_token, ""
 
-    def _chat(self, turns, add_generation_prompt):
+    def conversation(self, turns, add_generation_prompt):
+        """As in `Chat`, of its questions alone."""
         messages = [{"role": "user", "content": question} for question, _ in turns]
         return self.processor.apply_chat_template(messages, add_generation_prompt=add_generation_prompt)
 

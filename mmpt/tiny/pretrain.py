@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 from tqdm import tqdm
 from transformers import AutoTokenizer, CLIPVisionModel
 
-from mmpt.backbones import ASSETS, load_tiny
+from mmpt.backbones import load_tiny
+from mmpt.files import ASSETS
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.tiny.codes import GROUND, WRITABLE, PictureCode
 from mmpt.tiny.describe import QUESTIONS, describe

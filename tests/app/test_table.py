@@ -1,7 +1,7 @@
 import json
 
 from app.table import TASKS, tables
-from mmpt.backbones import ASSETS
+from mmpt.files import ASSETS
 
 
 def test_tables_hold_what_was_measured():
