@@ -8,6 +8,7 @@ from statistics import mean, stdev
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+from scipy.stats import t as student
 
 from mmpt.experiments import Experiment
 from mmpt.figures import COLOURS, titled
@@ -26,10 +27,10 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
 
     Returns:
         dict with method, seeds, tuned (parameters), share (per cent), questions_s (a second while tuning), peak_mib,
-        minutes (of tuning); tasks (right answers to fresh questions of what was tuned, per cent) and "tasks chance" (a
-        guess without looking), where measured; for each suite its chief figure, with low and high ends of the 95 %
-        interval over questions and seeds, and for AVERAGE; chance; unparsed (per cent, mean over suites); and
-        "tasks sd" and "Average sd", standard deviations over seeds (None for one seed).
+        minutes (of tuning); tasks (right answers to fresh questions of what was tuned, per cent), where measured; for
+        each suite its chief figure; AVERAGE; each with its low and high ends of the 95 % interval over questions and
+        seeds, its standard deviation over seeds ("… sd", None for one seed) and its chance (of tasks a guess without
+        looking, else the best fixed answer); and unparsed (per cent, mean over suites).
     """
     row = {"method": experiment.row, "seeds": len(results)}
     tuning = [r["tuning"] for r in results if r["tuning"]]
@@ -42,32 +43,49 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
             "minutes": mean(t["seconds"] for t in tuning) / 60,
         }
     if all("tasks" in r for r in results):
-        row["tasks"], row["tasks sd"] = _over_seeds([r["tasks"]["figures"]["mean"] for r in results])
-        row["tasks chance"] = results[0]["tasks"]["chance"]["mean"]
-    for name in results[0]["suites"]["suites"]:
+        tasks = [r["tasks"] for r in results]
+        means = [t["figures"]["mean"] for t in tasks]
+        row |= _measured("tasks", means, [_of_tasks(t) for t in tasks], tasks[0]["chance"]["mean"])
+    names = list(results[0]["suites"]["suites"])
+    for name in names:
         suites = [r["suites"]["suites"][name] for r in results]
         chief = next(iter(suites[0]["figures"]))
-        row[name], sd = _over_seeds([s["figures"][chief] for s in suites])
-        row[f"{name} low"], row[f"{name} high"] = _interval(row[name], sd, [s["interval"][chief] for s in suites])
-        row[f"{name} chance"] = suites[0]["chance"][chief]
-    row[AVERAGE], row[f"{AVERAGE} sd"] = _over_seeds([r["suites"]["figures"]["average"] for r in results])
-    row[f"{AVERAGE} chance"] = results[0]["suites"]["chance"]["average"]
+        values, intervals = [s["figures"][chief] for s in suites], [s["interval"][chief] for s in suites]
+        row |= _measured(name, values, intervals, suites[0]["chance"][chief])
+    suites = [r["suites"] for r in results]
+    averages = [s["figures"]["average"] for s in suites]
+    row |= _measured(AVERAGE, averages, [_of_average(s) for s in suites], suites[0]["chance"]["average"])
     row["unparsed"] = mean(s["unparsed"] for r in results for s in r["suites"]["suites"].values())
     return row
 
 
-def _over_seeds(values):
-    """Mean and standard deviation; None for one seed."""
-    return mean(values), stdev(values) if len(values) > 1 else None
+def _measured(name, values, intervals, chance):
+    """What a row says of one column, from a value and a 95 % interval over questions for each seed."""
+    value, sd = mean(values), stdev(values) if len(values) > 1 else None
+    low, high = intervals[0]
+    if sd is not None:  # all seeds are asked the same questions: the interval is widened by the chance of the seeds
+        questions = mean(high - low for low, high in intervals) / 2
+        seeds = student.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
+        low, high = _within(value, math.hypot(questions, seeds), name)
+    return {name: value, f"{name} low": low, f"{name} high": high, f"{name} sd": sd, f"{name} chance": chance}
 
 
-def _interval(value, sd, intervals):
-    """The 95 % interval over questions, which are the same for all seeds, widened by the chance of the seeds."""
-    if sd is None:
-        return intervals[0]
-    questions = mean(high - low for low, high in intervals) / 2
-    half = math.hypot(questions, 1.96 * sd / math.sqrt(len(intervals)))
-    return max(0, value - half), value + half
+def _of_tasks(result):
+    """The interval of the mean over tasks, each of which was asked equally many questions."""
+    figures = dict(result["figures"])
+    value, n = figures.pop("mean"), result["n"] / len(figures)
+    return _within(value, 1.96 * math.sqrt(sum(f * (100 - f) / (n - 1) for f in figures.values())) / len(figures))
+
+
+def _of_average(result):
+    """The interval of the average, of suites whose questions have nothing to do with each other."""
+    parts = [s["interval"][next(iter(s["figures"]))] for name, s in result["suites"].items() if name != "mini-mme"]
+    return _within(result["figures"]["average"], math.hypot(*((high - low) / 2 for low, high in parts)) / len(parts))
+
+
+def _within(value, half, name=""):
+    """`value` ± `half`, as far as the scale goes."""
+    return max(0, value - half), min(math.inf if name == "mini-mme" else 100, value + half)  # MME's are sums
 
 
 def suites_of(rows: list[dict]) -> list[str]:
@@ -96,10 +114,8 @@ def markdown(rows: list[dict]) -> str:
 def _cell(row, name):
     if name not in row:
         return "–"
-    if name in ("tasks", AVERAGE):
-        sd = row[f"{name} sd"]
-        return f"**{row[name]:.1f}**" + (f" ± {sd:.1f}" if sd is not None else "")
-    return f"{row[name]:.1f} [{row[f'{name} low']:.0f}, {row[f'{name} high']:.0f}]"
+    value = f"**{row[name]:.1f}**" if name in ("tasks", AVERAGE) else f"{row[name]:.1f}"
+    return f"{value} [{row[f'{name} low']:.0f}, {row[f'{name} high']:.0f}]"
 
 
 def to_csv(rows: list[dict]) -> str:
@@ -124,14 +140,12 @@ def figure(rows: list[dict]) -> go.Figure:
     for i, name in enumerate(names.values()):
         at = {"row": i // 3 + 1, "col": i % 3 + 1}
         values = [row[name] for row in rows]
-        bars = None
-        if f"{name} low" in rows[0]:
-            bars = {
-                "type": "data",
-                "symmetric": False,
-                "array": [row[f"{name} high"] - row[name] for row in rows],
-                "arrayminus": [row[name] - row[f"{name} low"] for row in rows],
-            }
+        bars = {
+            "type": "data",
+            "symmetric": False,
+            "array": [row[f"{name} high"] - row[name] for row in rows],
+            "arrayminus": [row[name] - row[f"{name} low"] for row in rows],
+        }
         panels.add_trace(
             go.Scatter(
                 x=values, y=methods, mode="markers", error_x=bars, marker={"size": 9, "color": COLOURS["textual"]}
