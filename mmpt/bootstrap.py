@@ -14,7 +14,8 @@ def bootstrap(figures, rows, draws: int, seed: int) -> dict[str, list[float]]:
     without one stands for itself. Each group keeps its number of pictures, unless some are asked about in several.
 
     Args:
-        figures: N rows of (Answered, parsed prediction), and (D, N) how often each was drawn → name → (D,) per cent.
+        figures: N rows of (Answered, parsed prediction), and (D, N) how often each was drawn → name → (D,) per cent,
+            NaN for a sample that says nothing of it.
     """
     pictures = {}
     of = np.array([pictures.setdefault(row.picture or row.id, len(pictures)) for row, _ in rows])  # row → picture
@@ -31,4 +32,4 @@ def bootstrap(figures, rows, draws: int, seed: int) -> dict[str, list[float]]:
             drawn[:, at] = rng.multinomial(len(at), [1 / len(at)] * len(at), size=len(some))
         for name, value in figures(rows, drawn[:, of]).items():
             values[name].append(value)
-    return {name: np.quantile(np.concatenate(parts), (0.025, 0.975)).tolist() for name, parts in values.items()}
+    return {name: np.nanquantile(np.concatenate(parts), (0.025, 0.975)).tolist() for name, parts in values.items()}

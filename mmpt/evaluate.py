@@ -50,9 +50,10 @@ def evaluate(
     Returns:
         dict with suite, backbone, n (questions), figures (name → per cent; MME's are sums), seconds, torch,
         transformers and machine; of what is drawn also seed (of the first picture); of all but "base" also chance.
-        "tasks": figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score` returns, for the
-        generated answers, and for closed sets once more under "choice", for the option of greatest log-probability;
-        "mini" and "mpt4lm": `suites` (name → that) and as figures the chief figure of each, with their average.
+        "tasks": also skip; figures["mean"] is the mean over tasks. Zero-shot suites: what `mmpt.scoring.score`
+        returns, for the generated answers, and for closed sets once more under "choice", for the option of greatest
+        log-probability; "mini" and "mpt4lm": `suites` (name → that) and as figures the chief figure of each, with
+        their average.
         Benchmarks: also `source`, `broken` (the number of rows that could not be used) and `problems` (the first
         hundred of them, in words).
 
@@ -123,7 +124,8 @@ def _tasks(backbone, tasks, n, skip, batch):
     chance = {name: TASKS[name].chance for name in names}
     for values in (figures, chance):
         values["mean"] = sum(values.values()) / len(values)
-    return {"n": len(questions), "seed": seed, "figures": _per_cent(figures), "chance": _per_cent(chance)}
+    figures, chance = _per_cent(figures), _per_cent(chance)
+    return {"n": len(questions), "seed": seed, "skip": skip, "figures": figures, "chance": chance}
 
 
 def zero_shot(backbone, name: str, limit: int | None = None, batch: int = 16) -> dict:

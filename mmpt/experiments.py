@@ -17,6 +17,7 @@ from pathlib import Path
 from mmpt.errors import InputError
 from mmpt.files import make_folder, write_whole
 from mmpt.methods import METHODS
+from mmpt.suites import VERSION
 from mmpt.tasks import TASKS
 
 
@@ -191,12 +192,13 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
         work: folder for checkpoints and adapters; a run that was interrupted goes on from there.
 
     Returns:
-        dict with experiment, seed, factor (of the learning rates), budget, base_parameters (LLM and vision encoder:
-        what the share of tuned ones is of), tuning (what `tune` says), tasks (what `evaluate(…, "tasks")`
-        says of those that were tuned) and suites (what `evaluate(…, experiment.suites)` says).
+        dict with experiment, seed, factor (of the learning rates), budget, questions (`mmpt.suites.VERSION`),
+        base_parameters (LLM and vision encoder: what the share of tuned ones is of), tuning (what `tune` says), tasks
+        (what `evaluate(…, "tasks")` says of those that were tuned) and suites (what `evaluate(…, experiment.suites)`
+        says).
 
     Raises:
-        InputError: what is there was measured on another budget.
+        InputError: what is there was measured on another budget or with other questions.
     """
     file = results / f"{experiment.name}-s{seed}.json"
     if result := _measured(file, budget):
@@ -208,17 +210,19 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
 
 
 def _measured(file, budget):
-    """What `file` holds, None if there is none; InputError if that was measured on another budget."""
+    """What `file` holds, None if there is none; InputError if it cannot stand beside what is measured now."""
     if not file.exists():
         return None
     result = json.loads(file.read_text())
     if result["budget"] != _plain(budget):
         raise InputError(f"{file} was measured on another budget; remove it, or give another --results.")
+    if result.get("questions") != VERSION:
+        raise InputError(f"{file} was measured with other questions; remove it, or give another --results.")
     return result
 
 
 def _keep(file, result, budget):
-    result |= {"budget": _plain(budget)}
+    result |= {"budget": _plain(budget), "questions": VERSION}
     file.parent.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(result, indent=1) + "\n")
     return result

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmpt.errors import InputError
 from mmpt.files import read_jsonl, read_text
-from mmpt.scoring import Answered
+from mmpt.scoring import SPLITS, Answered
 
 
 def read_answered(metric: str, file: str | Path) -> list[Answered]:
@@ -27,12 +27,14 @@ def read_answered(metric: str, file: str | Path) -> list[Answered]:
         answers = line.get("answers", line.get("answer"))
         answers = (answers,) if isinstance(answers, str) else tuple(answers) if isinstance(answers, list) else ()
         group = line.get("category", line.get("split", "")) if metric == "pope" else ""
-        entailed, picture = line.get("entailed", []) if metric == "gqa" else [], str(line.get("imageId", ""))
-        if not answers or not all(isinstance(text, str) for text in (line["prediction"], group, *answers)):
+        entailed, picture = line.get("entailed", []) if metric == "gqa" else [], line.get("imageId")
+        if not answers or not all(isinstance(text, str) for text in (line["prediction"], *answers)):
             raise InputError(f"{where}: prediction is a text, and answer one or answers a list of them.")
+        if not isinstance(group, str):
+            raise InputError(f"{where}: category is {group!r}; give one of {', '.join(SPLITS)}.")
         if not isinstance(entailed, list):
             raise InputError(f"{where}: entailed is {entailed!r}; give a list of ids of questions on the picture.")
-        entailed = tuple(map(str, entailed))
+        entailed, picture = tuple(map(str, entailed)), "" if picture is None else str(picture)
         rows.append(Answered(str(line["id"]), line["prediction"], answers, group, picture, entailed))
     return rows
 

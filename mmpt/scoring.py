@@ -66,7 +66,7 @@ def exact(text: str) -> str | None:
 
 
 # --- figures: N rows of (Answered, parsed prediction), and (D, N) how often each counts in D samples
-#     → name → (D,) per cent, the chief figure first ---
+#     → name → (D,) per cent, NaN in a sample without such questions, the chief figure first ---
 
 
 def _right(row, parsed):
@@ -100,7 +100,7 @@ def gqa(rows, weights) -> dict[str, np.ndarray]:
     if held:
         shares = np.array([np.mean(entailed[i]) for i in held])
         asked = weights[:, held] * [right[rows[i][0].id] for i in held]
-        figures = {"accuracy": figures["accuracy"], "consistency": _per_cent(asked @ shares, asked.sum(1))} | figures
+        figures = {"accuracy": figures["accuracy"], "consistency": _ratio(asked @ shares, asked.sum(1))} | figures
     return figures
 
 
@@ -138,9 +138,9 @@ def pope(rows, weights) -> dict[str, np.ndarray]:
         hits, n = w @ (true & right)[at], w.sum(1)
         figures |= {
             f"{name} accuracy": _per_cent(w @ right[at], n),
-            f"{name} precision": _per_cent(hits, w @ claimed),
-            f"{name} recall": _per_cent(hits, w @ true[at]),
-            f"{name} F1": _per_cent(2 * hits, w @ claimed + w @ true[at]),
+            f"{name} precision": _ratio(hits, w @ claimed),
+            f"{name} recall": _ratio(hits, w @ true[at]),
+            f"{name} F1": _ratio(2 * hits, w @ claimed + w @ true[at]),
             f"{name} yes": _per_cent(w @ said[at], n),
         }
     return {"mean F1": np.mean([v for name, v in figures.items() if name.endswith(" F1")], axis=0)} | figures
@@ -164,8 +164,13 @@ def _by_group(rows, marks, weights):
     return figures
 
 
-def _per_cent(part, whole):
-    return 100 * np.divide(part, whole, out=np.zeros(len(whole)), where=whole > 0)
+def _per_cent(right, asked):
+    return 100 * np.divide(right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
+
+
+def _ratio(part, whole):
+    """Per cent; 0 of nothing is 0."""
+    return np.nan_to_num(_per_cent(part, whole))
 
 
 @dataclass(frozen=True)

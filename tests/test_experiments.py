@@ -26,6 +26,7 @@ from mmpt.experiments import (
     tune,
 )
 from mmpt.methods import METHODS
+from mmpt.suites import VERSION
 from mmpt.tasks import TASKS, questions_of
 
 SMALL = Budget("small", 2, 2, 2, (0,), (1.0,), 2, 2)
@@ -126,7 +127,7 @@ def measured(monkeypatch):
     return asked
 
 
-def test_nothing_is_measured_twice(measured, tmp_path):
+def test_nothing_is_measured_twice(measured, monkeypatch, tmp_path):
     first = run(MAIN[1], 0, SMALL, tmp_path / "results", tmp_path / "work")
     assert run(MAIN[1], 0, SMALL, tmp_path / "results", tmp_path / "work") == first
     run(MAIN[0], 0, SMALL, tmp_path / "results", tmp_path / "work")
@@ -134,6 +135,9 @@ def test_nothing_is_measured_twice(measured, tmp_path):
     with pytest.raises(InputError, match="m2pt-s0.json was measured on another budget; remove it"):
         run(MAIN[1], 0, GRID, tmp_path / "results", tmp_path / "work")
     assert sorted(file.name for file in (tmp_path / "results").iterdir()) == ["align-s0.json", "m2pt-s0.json"]
+    monkeypatch.setattr(mmpt.experiments, "VERSION", "another")
+    with pytest.raises(InputError, match="m2pt-s0.json was measured with other questions; remove it"):
+        run(MAIN[1], 0, SMALL, tmp_path / "results", tmp_path / "work")
 
 
 def test_the_rate_is_chosen_on_the_tuning_tasks(measured, tmp_path):
@@ -161,8 +165,8 @@ def test_mpt4lms_parts_are_measured_on_its_own_suites(measured, tmp_path):
 
 def test_an_interrupted_grid_goes_on(measured, tmp_path):
     (tmp_path / "grid").mkdir()
-    budget = json.loads(json.dumps(asdict(GRID)))
-    (tmp_path / "grid" / "m2pt.json").write_text(json.dumps({"tried": {"0.5": 99.0}, "budget": budget}))
+    before = {"tried": {"0.5": 99.0}, "budget": asdict(GRID), "questions": VERSION}
+    (tmp_path / "grid" / "m2pt.json").write_text(json.dumps(before))
     with pytest.raises(InputError, match="another budget"):
         run(MAIN[1], 0, replace(GRID, steps=3), tmp_path, Path("work"))
     assert run(MAIN[1], 0, GRID, tmp_path, Path("work"))["factor"] == 0.5

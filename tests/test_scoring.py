@@ -49,7 +49,7 @@ def test_classes_of_two_words():
 
 def paired(subtask, *pictures):
     return [
-        Answered(f"{subtask}{i}{j}", said, (true,), subtask, f"{i}.png")
+        Answered(f"{subtask}{i}{j}", said, (true,), subtask, f"{subtask}/{i}.png")
         for i, picture in enumerate(pictures)
         for j, (true, said) in enumerate(picture)
     ]
@@ -186,9 +186,9 @@ def test_what_the_bootstrap_draws():
 
 def test_questions_count_as_often_as_they_are_drawn():
     """Figures with weights are those of rows that are repeated."""
-    rows = paired("count", *[[("Yes", a), ("No", b)] for a, b in (("yes", "no"), ("yes", "yes"), ("no", "no"))])
+    rows = paired("count", *[[("yes", a), ("no", b)] for a, b in (("yes", "no"), ("yes", "yes"), ("no", "no"))])
     rows += [Answered(f"x{i}", said, ("yes",), "scene", "x") for i, said in enumerate(("yes", "no"))]
-    drawn = [2, 2, 0, 0, 1, 1, 3, 3]
+    drawn = [2, 2, 0, 0, 1, 1, 3, 3]  # of count one of three pairs is right, as drawn two of three
     for metric in METRICS.values():
         parsed = [(row, row.prediction) for row in rows]
         again = [
@@ -201,6 +201,15 @@ def test_questions_count_as_often_as_they_are_drawn():
         assert {name: value[0] for name, value in weighted.items()} == pytest.approx(
             {name: value[0] for name, value in plain.items()}
         )
+
+
+def test_samples_without_a_kind_of_question_say_nothing_of_it():
+    """Where pictures are asked in several groups, one of them may not be drawn at all."""
+    asked = [("exist", "a"), ("exist", "b"), ("query", "a"), ("query", "c"), ("query", "d")]
+    rows = [Answered(f"{i}", "yes", ("yes",), kind, picture) for i, (kind, picture) in enumerate(asked)]
+    result = score("gqa", rows)
+    assert result["interval"] == {name: [100, 100] for name in result["figures"]}
+    assert score("pope", [Answered("a", "no", ("yes",), "random")])["interval"]["random precision"] == [0, 0]
 
 
 MME = "a.png\tIs it? Please answer yes or no.\tYes\t{}\na.png\tIs it not?\tNo\tno\n"
@@ -222,6 +231,8 @@ def test_files(tmp_path, capsys):
     (tmp_path / "gqa.jsonl").write_text("\n".join(map(json.dumps, lines)))
     figures = score("gqa", read_answered("gqa", tmp_path / "gqa.jsonl"))["figures"]
     assert figures == {"accuracy": 50, "consistency": 0}
+    (tmp_path / "vsr.jsonl").write_text('{"id": 1, "prediction": "True", "answer": "true", "imageId": null}')
+    assert [row.picture for row in read_answered("vsr", tmp_path / "vsr.jsonl")] == [""]  # unknown
 
 
 @pytest.mark.parametrize(
@@ -248,6 +259,7 @@ def test_what_cannot_be_scored(rows, message):
         ("vqa", "x.jsonl", '{"id": 1, "prediction": 3, "answer": "x"}', "prediction is a text"),
         ("vqa", "x.jsonl", '{"id": 1}', "has no 'prediction'"),
         ("gqa", "x.jsonl", '{"id": 1, "prediction": "x", "answer": "x", "entailed": 2}', "entailed is 2; give a list"),
+        ("pope", "x.jsonl", '{"id": 1, "prediction": "x", "answer": "x", "split": null}', "category is None; give"),
     ],
 )
 def test_files_that_cannot_be_read(tmp_path, metric, name, text, message):

@@ -13,10 +13,9 @@ from mmpt import mini_gqa
 from mmpt.mini_mme import MME_SUBTASKS
 from mmpt.scenes import SEEDS, make_scene
 from mmpt.scoring import Answered, score
-from mmpt.suites import CIFAR_10, CIFAR_100, SUITES, TOGETHER
+from mmpt.suites import CIFAR_10, CIFAR_100, SUITES, TOGETHER, VERSION
 from mmpt.tasks import TASKS
 
-DIGEST = "ce4346584d44ed692b5ceb972a7fa1d900d4106dfe900bb499d00b19331a9c80"
 QUESTIONS = {name: suite.questions() for name, suite in SUITES.items()}
 
 
@@ -48,7 +47,7 @@ def test_question_files_are_the_same_everywhere():
     text = "".join(suite.jsonl() for suite in SUITES.values())
     fields = {"id", "seed", "question", "answers", "options", "group", "program", "entailed"}
     assert json.loads(text.splitlines()[0]).keys() == fields
-    assert hashlib.sha256(text.encode()).hexdigest() == DIGEST
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == VERSION
 
 
 def test_nothing_is_shared_with_the_tuning_tasks():
