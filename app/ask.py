@@ -174,13 +174,14 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
         show_progress="minimal", show_progress_on=answers, trigger_mode="always_last", api_name="ask",
     )  # fmt: skip
     rated_run = run.success(**rates, api_name="rate")
-    # Answers about another picture or to another question would be misread: they go at once, and none follows.
-    other = [gallery.select, drawn.click, picture.input, *(m.input for m in models)]
-    shown = [message, *answers, *ratings]
+    # Answers about another picture, to another question or of another model, such as one just tuned, would be misread:
+    # they go at once, and none follows.
+    other = [gallery.select, drawn.click, picture.input]
     gr.on(
-        [*other, question.change], None, None, shown, js="() => ['', '', '', {}, {}]", cancels=[run, rated_run],
-        show_progress="hidden", trigger_mode="multiple",  # a word may come in while the first key's is under way
+        [*other, question.change, *(m.change for m in models)], None, None, [message, *answers, *ratings],
+        js="() => ['', '', '', {}, {}]", cancels=[run, rated_run], show_progress="hidden",
+        trigger_mode="multiple",  # a word may come in while the first key's is under way
     )  # fmt: skip
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,
-            "place": place, "other": [*other, question.input, tries.click]}  # fmt: skip
+            "place": place, "other": [*other, question.input, tries.click, *(m.input for m in models)]}  # fmt: skip

@@ -131,7 +131,16 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     config = studio.plain.model.config
     sizes = {LLM: config.text_config, TOWER: config.vision_config}
     plot, order = gr.Plot(label="Attention", show_label=False, render=False), gr.Markdown(render=False)
-    whose, message = picker(asked, [plot, order])
+    picture = gr.Image(
+        label="Click a patch: where does it look?", interactive=False, buttons=[], height=300, format="png",
+        alt_text="The last picture; a click chooses the patch there", render=False,
+    )  # fmt: skip
+    strip = gr.HighlightedText(
+        label="Click a word or a prompt: where does it look?", color_map={
+            figures.NAMES[kind]: colour for kind, colour in figures.COLOURS.items()
+        }, show_legend=True, combine_adjacent=False, scale=2, elem_classes="strip", render=False,
+    )  # fmt: skip
+    whose, message = picker(asked, [plot, order, picture, strip])
     order.render()
     with gr.Row():
         with gr.Column(min_width=280):
@@ -147,15 +156,8 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             export.figure_buttons("mmpt-attention", plot, message)
             gr.Markdown(READ)
     with gr.Row():
-        picture = gr.Image(
-            label="Click a patch: where does it look?", interactive=False, buttons=[], height=300, format="png",
-            alt_text="The last picture; a click chooses the patch there",
-        )  # fmt: skip
-        strip = gr.HighlightedText(
-            label="Click a word or a prompt: where does it look?", color_map={
-                figures.NAMES[kind]: colour for kind, colour in figures.COLOURS.items()
-            }, show_legend=True, combine_adjacent=False, scale=2, elem_classes="strip",
-        )  # fmt: skip
+        picture.render()
+        strip.render()
 
     last = [asked, whose, tower]
     looking = {"concurrency_id": "looking", "trigger_mode": "always_last"}
@@ -168,10 +170,10 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     )  # fmt: skip
     draws = {"fn": partial(draw, studio), "inputs": given, "outputs": [message, plot]} | looking
     offers = {"fn": partial(offer, studio), "inputs": last, "outputs": shown, "show_progress_on": plot} | looking
-    limits.then(**offers).then(**draws)
+    offered = limits.then(**offers)
     opened = gr.on([item.select, whose.input], **offers)
-    opened.then(**draws)
-    gr.on([view.input, source.input, target.input, layer.release, head.release, sinks.input], **draws)
+    chosen = [view.input, source.input, target.input, layer.release, head.release, sinks.input]
+    running = [offered, offered.then(**draws), opened, opened.then(**draws), gr.on(chosen, **draws)]
     to_source = {"inputs": last, "outputs": [message, source], "show_progress": "hidden"} | looking
 
     def on_picture(asked, adapter, tower, event: gr.SelectData):  # Gradio finds no event in a partial
@@ -180,5 +182,6 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     def on_strip(asked, adapter, tower, event: gr.SelectData):
         return click_token(studio, asked, adapter, tower, event)
 
-    picture.select(on_picture, **to_source).then(**draws)
-    strip.select(on_strip, **to_source).then(**draws)
+    for clicked in (picture.select(on_picture, **to_source), strip.select(on_strip, **to_source)):
+        running += [clicked, clicked.then(**draws)]
+    gr.on(asked.change, None, cancels=running, show_progress="hidden")

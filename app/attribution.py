@@ -169,7 +169,8 @@ def figure(found: Attribution, segments: Segments, adapter: str, view: str, imag
     if found.totals:
         what = f"what each adds to the {found.target}, from {found.base:.2f} at the baseline to {found.score:.2f}"
     elif found.base is None:
-        what = f"by how much the {found.target} falls without it"
+        gone = "a square that it is in, on average" if found.method.startswith("occlusion") else "it"
+        what = f"by how much the {found.target} falls without {gone}"
     else:
         what = f"what of the {found.target} passes through each slot, counted anew in each layer"
     note = f"{name_of(adapter)}, {found.method}: {what}. Baseline: {found.baseline}."
@@ -250,16 +251,17 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     plot, numbers = gr.Plot(label="Attribution", show_label=False, render=False), gr.Markdown(render=False)
     curve, verdict = gr.Plot(label="Check of the map", show_label=False, render=False), gr.Markdown(render=False)
     drawn = gr.State()
-    whose, message = picker(asked, [plot, numbers, curve, verdict, drawn])
+    tokens = gr.HighlightedText(
+        label="Click a word of the answer to explain it alone", show_inline_category=False,
+        color_map={figures.NAMES["answer"]: figures.COLOURS["answer"]}, elem_classes="strip", render=False,
+    )  # fmt: skip
+    whose, message = picker(asked, [plot, numbers, curve, verdict, drawn, tokens])
     with gr.Row():
         with gr.Column(min_width=280):
             first = next(iter(METHODS))
             method = gr.Dropdown(list(METHODS), value=first, label="Method", info=METHODS[first].words)
             target = gr.Dropdown([(ANSWER, ANSWER)], value=ANSWER, label="Target", info="what is explained")
-            tokens = gr.HighlightedText(
-                label="Click a word of the answer to explain it alone", show_inline_category=False,
-                color_map={figures.NAMES["answer"]: figures.COLOURS["answer"]}, elem_classes="strip",
-            )  # fmt: skip
+            tokens.render()
             baseline = gr.Dropdown([(words, name) for name, words in BASELINES.items()], value="mean",
                                    label="In place of a patch that is taken away")  # fmt: skip
             press = gr.Button("Compute", variant="primary")
@@ -282,14 +284,15 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     tokens.select(click_token, None, target, show_progress="hidden")
     given = [asked, whose, method, target, baseline, view]
     shown = {"outputs": [message, plot, view, numbers, drawn], "show_progress_on": plot} | looking
+    tested = test.click(
+        partial(check, studio), [asked, drawn], [message, curve, verdict], show_progress_on=curve,
+        concurrency_id="looking",
+    )  # fmt: skip
     running = [
         press.click(partial(draw, studio), given, **shown),
         view.input(partial(show, studio), [asked, drawn, view], **shown),
-        test.click(
-            partial(check, studio), [asked, drawn], [message, curve, verdict], show_progress_on=curve,
-            concurrency_id="looking",
-        ),
-    ]  # fmt: skip
+        tested,
+    ]
     gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")
     # Curves belong to one map.
-    press.click(None, None, [curve, verdict], js="() => [null, '']", show_progress="hidden")
+    press.click(None, None, [curve, verdict], js="() => [null, '']", cancels=tested, show_progress="hidden")

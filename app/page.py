@@ -74,7 +74,7 @@ def build(studio: Studio) -> gr.Blocks:
         def choose(name):
             return gr.Tabs(selected=name) if name else gr.skip()
 
-        answered.then(choose, tab, tabs, show_progress="hidden", api_visibility="private")
+        answered.success(choose, tab, tabs, show_progress="hidden", api_visibility="private")
         rated_again = answered.success(**parts["rates"], api_visibility="private")
         gr.on(parts["other"], None, cancels=[answered, rated_again], show_progress="hidden")
     return page.queue(default_concurrency_limit=4, max_size=64)

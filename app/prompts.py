@@ -139,21 +139,23 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             "show_progress_on": now}  # fmt: skip
     given = [asked, whose, textual, visual, textual_scale, visual_scale]
     fresh = {"fn": partial(offer, studio), "inputs": whose, "outputs": [message, *given[2:], now, effect],
-             "show_progress": "hidden", "concurrency_id": "looking"}  # fmt: skip
+             "show_progress": "hidden", "concurrency_id": "looking", "trigger_mode": "always_last"}  # fmt: skip
     gr.on([item.select, whose.change], **fresh)
+    renewed = reset.click(**fresh)
     running = [
+        renewed,
+        renewed.then(partial(change, studio), given, **live),
         gr.on(
             [textual.input, visual.input, textual_scale.release, visual_scale.release],
             partial(change, studio), given, **live,
         ),
-        reset.click(**fresh).then(partial(change, studio), given, **live),
         press.click(
             partial(effects, studio), [asked, whose], [message, bars, others], show_progress_on=bars,
             concurrency_id="looking",
         ),
         gr.on(
             [name.click, space.input], partial(words, studio), [whose, space], [message, near], show_progress_on=near,
-            concurrency_id="looking",
+            concurrency_id="looking", trigger_mode="always_last",
         ),
     ]  # fmt: skip
     gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")

@@ -120,7 +120,8 @@ class Attention:
         others = ~torch.eye(len(self.segments), dtype=torch.bool)
         if not self.weights.triu(1).any():
             others = others.tril()
-        return (self.weights * others).sum(-2) / others.sum(0).clamp(min=1)
+        looking = (others & self.there[:, :, None]).sum(-2).clamp(min=1)  # (L, T)
+        return (self.weights * others).sum(-2) / looking[:, None]
 
     def sinks(self, threshold: float = SINK) -> Tensor:
         """Positions that soak up more than `threshold` of the others' attention, on average over layers and heads.
@@ -128,19 +129,19 @@ class Attention:
         After the measure of Gu et al. ("When attention sink emerges in language models", ICLR 2025, arXiv 2410.10781),
         which they take head by head. In SmolLM2 it is the first position, at 0.38 to 0.39; the next has 0.07 to 0.13.
         """
-        return (self.received().mean((0, 1)) > threshold).nonzero()[:, 0]
+        received = self.received().mean(1).sum(0) / self.there.sum(0)  # (T,)
+        return (received > threshold).nonzero()[:, 0]
 
     def without_sinks(self, threshold: float = SINK) -> "Attention":
-        """The same without the columns of the sinks, each row brought to a sum of 1 again.
+        """The same without the columns of the sinks: shares of the attention that is not on them.
 
-        So weights are then shares of the attention that is not on the sinks, which `left_out` names. A row that looked
-        at nothing else stays empty.
+        `left_out` names them. A row that looked at nothing else stays empty.
         """
         weights, sinks = self.weights.clone(), self.sinks(threshold)
+        rest = 1 - weights[..., sinks].sum(-1, keepdim=True)
         weights[..., sinks] = 0
-        total = weights.sum(-1, keepdim=True)
         names = tuple(self.segments.labels[i] for i in sinks.tolist())
-        return replace(self, weights=weights / total.where(total > 0, 1), left_out=self.left_out + names)
+        return replace(self, weights=weights / rest.where(rest > 1e-6, 1), left_out=self.left_out + names)
 
 
 def attention(backbone: Backbone, image: Image.Image, question: str, answer: str | None = None) -> Attention:

@@ -3,6 +3,7 @@
 Each takes an `mmpt.explain.attention.Attention`, with the sinks in it or without them, of the LLM or the vision tower.
 """
 
+import html
 from itertools import groupby
 
 import plotly.graph_objects as go
@@ -139,11 +140,11 @@ def words(nearest: Nearest) -> go.Figure:
         "head": "Logit of the word that the output head would say from such a state.",
     }[nearest.space]
     if nearest.space == "layer":
-        note += f" Only the {nearest.compared:,} most frequent tokens were compared."
+        note += f" Only the vocabulary's first {nearest.compared:,} tokens were compared."
     if chance is not None:
-        note += " Blue: nearer than random vectors of the prompt's length come to a word. Else it says nothing."
+        note += " Blue: nearer than 19 of 20 random vectors of that length come to a word. Else it says nothing."
     names = [str(j + 1) for j in nearest.layers], [f"T{i + 1}" for i in range(P)]
-    unit = "logit" if chance is None else "cosine above that of random vectors"
+    unit = "logit" if chance is None else "cosine above that of 19 in 20 random vectors"
     text = [[shown(found[0])[:12] for found in row] for row in nearest.words]
     figure = matrix(
         values if chance is None else values - chance, *names,
@@ -156,7 +157,7 @@ def words(nearest: Nearest) -> go.Figure:
     ]
     if chance is not None:
         several = [
-            [f"{words}<br>cosine {v:.2f}, random vectors {c:.2f}" for words, v, c in zip(*row)]
+            [f"{words}<br>cosine {v:.2f}, 19 of 20 random vectors up to {c:.2f}" for words, v, c in zip(*row)]
             for row in zip(several, values.tolist(), chance.tolist())
         ]
     return figure.update_traces(customdata=several, selector=dict(type="heatmap"))
@@ -179,7 +180,7 @@ def _rest(attention):
 
 
 def _share(attention):
-    return f"share of the attention{_rest(attention)}"
+    return html.escape(f"share of the attention{_rest(attention)}", quote=False)  # where Plotly reads HTML
 
 
 def _where(layer, head):

@@ -1,6 +1,7 @@
 """Attention weights against softmax(q kᵀ) by hand, and what is read off them against sums written out."""
 
 import math
+from dataclasses import replace
 
 import helpers
 import pytest
@@ -274,6 +275,28 @@ def test_a_row_that_saw_only_the_sink_stays_empty(made_up):
     w[:, :, 1:, 0] += 9
     clear = Attention(w / w.sum(-1, keepdim=True), made_up.segments).without_sinks()
     assert clear.weights[:, :, 0].eq(0).all() and clear.weights.isfinite().all()
+
+
+def test_shares_without_sinks_leave_out_what_went_to_no_position(made_up):
+    """Prompts inside attention have no column: what they got is not given to the others."""
+    w = made_up.weights * 0.8
+    w[:, :, 3:] *= 0.3
+    w[:, :, 3:, 2] += 0.5
+    clear = Attention(w, made_up.segments).without_sinks()
+    assert clear.left_out == ("2",)
+    torch.testing.assert_close(clear.weights[0, 0, 5, 4], w[0, 0, 5, 4] / (1 - w[0, 0, 5, 2]))
+    none = Attention(made_up.weights * 0.8, made_up.segments).without_sinks()
+    torch.testing.assert_close(none.weights, made_up.weights * 0.8)
+
+
+def test_slots_of_later_layers_receive_what_those_layers_give(made_up):
+    w = made_up.weights.clone()
+    w[:, :, 1:] *= 0.5
+    w[:, :, 1:, 0] += 0.5
+    w[0, :, :, 0] = w[0, :, 0] = 0  # not written yet
+    found = Attention(w, replace(made_up.segments, written=(1,)))
+    torch.testing.assert_close(found.received()[0, 0, 1], w[0, 0, 2:, 1].mean())
+    assert found.sinks().tolist() == [0]
 
 
 def test_what_everybody_sees_is_averaged_over_everybody(made_up):
