@@ -79,7 +79,8 @@ def twin(backbone: Backbone) -> Backbone:
             if module.weight.CB is not None:
                 module.init_8bit_state()
             weights |= {id(tensor): tensor for tensor in (module.state.CB, module.state.SCB)}
-    return Backbone(backbone.name, deepcopy(backbone.model, weights), deepcopy(backbone.processor))
+    model, processor = deepcopy(backbone.model, weights), deepcopy(backbone.processor)
+    return Backbone(backbone.name, model, processor, quantize=backbone.quantize)
 
 
 class Lane:

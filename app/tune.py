@@ -14,6 +14,7 @@ from app import export
 from app.pictures import MAX_SEED
 from app.state import Studio, alert, twin
 from mmpt import figures
+from mmpt.adapters import method_of
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.methods import METHODS
@@ -90,7 +91,7 @@ class Run:
             self.before = accuracy(untuned, asked, self.stop)
             del untuned
             plain = twin(self.studio.plain)
-            backbone = Stoppable(plain.name, plain.model, plain.processor)
+            backbone = Stoppable(plain.name, plain.model, plain.processor, quantize=plain.quantize)
             backbone.stop, method = self.stop, METHODS["m2pt"]
             configuration, options = method.configure(backbone.processor.tokenizer), method.rates | self.options
             if self.start != FRESH:
@@ -205,7 +206,7 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
 
 
 def _starts(studio):
-    return [FRESH, *(name for name in studio.folders if not studio.text_only(name))]
+    return [FRESH, *(name for name, folder in studio.folders.items() if method_of(folder) == "M2PT")]
 
 
 def _curve(losses):

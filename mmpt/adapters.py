@@ -1,7 +1,11 @@
-"""Adapters as they lie on the disk: shipped ones by name, others by their folder."""
+"""Adapters as they lie on the disk, shipped ones by name, others by their folder; and how they come off a model."""
 
 import os
 from pathlib import Path
+
+from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
+from torch import nn
 
 from mmpt.errors import InputError
 from mmpt.files import ASSETS, read_json
@@ -44,3 +48,13 @@ def adapter_settings(folder: Path) -> dict:
 def method_of(adapter: str | Path) -> str | None:
     """PEFT's name of an adapter's method, such as "M2PT" or "LORA"."""
     return adapter_settings(adapter_folder(adapter)).get("peft_type")
+
+
+def taken_off(model: PeftModel) -> nn.Module:
+    """The model as it was before its adapters."""
+    if model.active_peft_config.is_prompt_learning:  # PEFT's own prompts wrap a model and change nothing
+        return model.get_base_model()
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.set_adapter([])  # else PEFT would leave LoRA's tuned copy of the projector behind
+    return model.unload()

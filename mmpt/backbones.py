@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
-from mmpt.adapters import adapter_folder, adapter_settings, free_name, method_of
+from mmpt.adapters import adapter_folder, adapter_settings, free_name, method_of, taken_off
 from mmpt.chat import Chat
 from mmpt.errors import InputError, first_line
 from mmpt.files import ASSETS
@@ -121,7 +121,7 @@ class Backbone(Chat):
         if any(isinstance(module, BaseTunerLayer) for module in self.model.modules()):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # of wrapping it for a second time
-                get_peft_model(self.model, PeftConfig.from_pretrained(folder), name).unload()
+                taken_off(get_peft_model(self.model, PeftConfig.from_pretrained(folder), name))
         vars(self.model).pop("peft_config", None)
 
     @contextmanager

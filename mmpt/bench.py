@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from statistics import median
 
 import torch
-from peft import PromptLearningConfig, get_peft_model
+from peft import get_peft_model
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 from transformers import CLIPVisionModel, LlavaForConditionalGeneration
 
+from mmpt.adapters import taken_off
 from mmpt.backbones import Backbone, load
 from mmpt.data import conversation
 from mmpt.errors import InputError
@@ -155,8 +156,7 @@ def ready(name: str, backbone: Backbone, work: Work) -> Iterator[Runner]:
             try:
                 yield _tuned(model, inputs, asked)
             finally:
-                if not isinstance(model.active_peft_config, PromptLearningConfig):  # which wraps and changes nothing
-                    model.unload()
+                taken_off(model)
     finally:
         for parameter, before in zip(plain.parameters(), trained):
             parameter.requires_grad_(before).grad = None

@@ -102,7 +102,7 @@ def own_examples(config, tell: bool = True) -> list[Example]:
 
 def fingerprint(examples: Sequence[Example], source: str | Path) -> str:
     """A hash of all questions and answers and of where their pictures are, seen from `source`."""
-    rows = [[os.path.relpath(example.path, source), example.turns] for example in examples]
+    rows = [[_seen_from(source, example.path), example.turns] for example in examples]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 
@@ -161,6 +161,13 @@ def _place(folder, beside, image):
     if len(places) > 1:
         raise InputError(f"{image} is in {places[0].parent} and in {places[1].parent}; leave one of them.")
     return places[0] if places else folder / image
+
+
+def _seen_from(source, path):
+    try:
+        return Path(os.path.relpath(path, source)).as_posix()
+    except ValueError:  # on another drive of Windows
+        return path.as_posix()
 
 
 def _broken(paths):

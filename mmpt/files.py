@@ -126,9 +126,9 @@ def _replace(file, content):
     scratch = file.with_name(f".{file.name[:50]}.{os.getpid()}")
     try:
         scratch.write_bytes(content)
+        flush_to_disk(scratch)
         if file.exists():
             shutil.copymode(file, scratch)
-        flush_to_disk(scratch)
         scratch.replace(file)
     finally:
         with suppress(OSError):
@@ -136,5 +136,7 @@ def _replace(file, content):
 
 
 def _is_stream(file):
-    """Whether it is a device or a pipe, which is written to and cannot be replaced."""
+    """Whether it is a device, a pipe or an open file's descriptor, which is written to and cannot be replaced."""
+    if os.path.abspath(file).startswith(("/dev/std", "/dev/fd/", "/proc/")):
+        return True
     return os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file)

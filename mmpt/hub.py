@@ -19,7 +19,7 @@ _REPO = r"[\w.-]+/[\w.-]+"
 _UPLOADED = (  # what a run writes, but for its records; else what lies beside it, perhaps the data, would go too
     "adapter_config.json", "adapter_model.safetensors", "config.json", "generation_config.json", "model*.safetensors",
     "model.safetensors.index.json", "*processor_config.json", "tokenizer*", "special_tokens_map.json",
-    "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*",
+    "added_tokens.json", "vocab.*", "merges.txt", "chat_template.*", "additional_chat_templates/*",
 )  # fmt: skip
 _UNMEASURED = "Nothing but the loss. `python -m mmpt evaluate --suite mini` measures answers."
 _ONLINE = "check the name, the network and the login (hf auth login)"
@@ -162,7 +162,7 @@ def push(adapter: str | Path, repo: str, results: Sequence[str | Path] = (), lic
     folder = Path(adapter) if os.path.isfile(Path(adapter) / "training.json") else adapter_folder(adapter)
     readme = _card_of(folder, repo, [_shown(file) for file in results], licence)
     open_repo(repo)
-    names = sorted({path.name for pattern in _UPLOADED for path in folder.glob(pattern)})
+    names = sorted({path.relative_to(folder).as_posix() for pattern in _UPLOADED for path in folder.glob(pattern)})
     operations = [CommitOperationAdd(name, _content(folder / name)) for name in names]
     operations.append(CommitOperationAdd("README.md", readme.encode()))
     try:

@@ -16,9 +16,10 @@ from typing import Any
 
 from IPython.display import HTML, Code
 from peft import PeftConfig, PeftModel
-from peft.utils import ModulesToSaveWrapper
 from PIL import Image
 from transformers.utils import logging
+
+from mmpt.adapters import taken_off
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 
@@ -45,10 +46,7 @@ def put_on(model: PeftModel, name: str, config: PeftConfig) -> None:
 def unload(backbone: Any) -> None:
     """Take all adapters off, such as those of an earlier run of the cell; the untouched model is left."""
     if isinstance(backbone.model, PeftModel):
-        for module in backbone.model.modules():
-            if isinstance(module, ModulesToSaveWrapper):
-                module.set_adapter([])  # else PEFT would leave LoRA's tuned copy of the projector behind
-        backbone.model = backbone.model.unload()
+        backbone.model = taken_off(backbone.model)
 
 
 def show_source(thing: Any) -> Code:

@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 
 from mmpt.data import fingerprint
 from mmpt.errors import InputError
-from mmpt.files import flush_to_disk, make_folder
+from mmpt.files import flush_to_disk, make_folder, write_whole
 from mmpt.hub import card
 from mmpt.precision import PRECISIONS
 
@@ -93,13 +93,16 @@ def open_run(out: Path, steps: int) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise InputError(f"Another process is tuning into {out}; let it end, or give another folder.") from None
+    except (OSError, NotImplementedError) as error:  # as on some network disks
+        print(f"{out} cannot be locked ({error}): see that no other process tunes into it.", file=sys.stderr)
     try:
         if os.path.exists(out / _LOG):
-            _read(out / _LOG, lambda file: _cut_log(file, steps))
+            write_whole(out / _LOG, _read(out / _LOG, lambda file: _log_until(file, steps)))
         yield
     finally:
-        with suppress(OSError):  # on Windows it goes with its release
-            os.unlink(out / ".lock")
+        if lock.is_locked:
+            with suppress(OSError):  # on Windows it goes with its release
+                os.unlink(out / ".lock")
         lock.release()
 
 
@@ -180,7 +183,10 @@ def finish(out: Path, backbone, weights: dict, state: dict, accelerator) -> None
         (temporary / "README.md").write_text(card(record), encoding="utf-8")
         names = {file.name for file in temporary.iterdir()}
         for name in (*sorted(names - set(late)), *(name for name in late if name in names)):
-            flush_to_disk(temporary / name)
+            if (temporary / name).is_dir():  # of further chat templates
+                shutil.rmtree(out / name, ignore_errors=True)
+            else:
+                flush_to_disk(temporary / name)
             (temporary / name).replace(out / name)
     except (OSError, SafetensorError) as error:
         raise _unwritten(out, error) from error
@@ -225,10 +231,10 @@ def _alike(name, a, b):
     return a == b
 
 
-def _cut_log(path, steps):
-    """Drop what the log says of later steps than the checkpoint's, and a line that a kill cut off."""
+def _log_until(path, steps):
+    """The log without what it says of later steps than the checkpoint's, and without a line that a kill cut off."""
     whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
-    path.write_text("".join(line for line in whole if json.loads(line)["step"] <= steps))
+    return "".join(line for line in whole if json.loads(line)["step"] <= steps)
 
 
 def _unwritten(out, error):

@@ -25,7 +25,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from mmpt.adapters import adapter_folder
+from mmpt.adapters import adapter_folder, taken_off
 from mmpt.backbones import Backbone, load
 from mmpt.batches import batches
 from mmpt.data import own_examples, seed_of
@@ -101,7 +101,8 @@ class TrainConfig:
         if self.data is not None:
             if self.tasks or self.scenes:
                 raise InputError("tasks and scenes are of drawn pictures; leave them out when data is given.")
-            if os.path.realpath(self.data) == os.path.realpath(self.out):
+            folder = self.data if os.path.isdir(self.data) else os.path.dirname(os.path.realpath(self.data))
+            if os.path.realpath(folder) == os.path.realpath(self.out):
                 raise InputError(f"out is {self.out}, the folder of the data; give another folder for the adapter.")
             self.data = str(self.data)
         if self.start is not None:
@@ -180,16 +181,22 @@ def train(
 def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_start):
     """From the checkpoint `saved`, if there is one, to the end."""
     loaded = backbone.model.dtype
-    model = backbone.model = begin(backbone, peft_config, config)
-    tuned = prepare(model, backbone.name, config)
-    scaler = make_scaler(model, accelerator)
-    loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
-    tuned = tuned_of(model)  # by FSDP put in the place of what was there
-    state = {"run": run} | restore(saved, tuned, optimizer, scaler)
-    losses = state["losses"]
-    if on_start and accelerator.is_main_process:
-        on_start()
-    start_tracker(accelerator, config.out, run, len(losses))
+    try:
+        model = backbone.model = begin(backbone, peft_config, config)
+        tuned = prepare(model, backbone.name, config)
+        scaler = make_scaler(model, accelerator)
+        loss_of, optimizer = accelerator.prepare(AnswerLoss(model), make_optimizer(model, tuned, config))
+        tuned = tuned_of(model)  # by FSDP put in the place of what was there
+        state = {"run": run} | restore(saved, tuned, optimizer, scaler)
+        losses = state["losses"]
+        if on_start and accelerator.is_main_process:
+            on_start()
+        start_tracker(accelerator, config.out, run, len(losses))
+    except BaseException:  # nothing was tuned, and it can be tried again
+        if isinstance(backbone.model, PeftModel):
+            backbone.model = taken_off(backbone.model)
+        backbone.model.eval()
+        raise
     started = time.monotonic() - state["seconds"]
     try:
         bar = tqdm(total=config.steps, initial=len(losses), disable=not accelerator.is_main_process)

@@ -221,6 +221,24 @@ def test_devices_links_and_rights_stay_as_they_are(tmp_path):
     assert Path("/dev/null").is_char_device() and (tmp_path / "device").read_text() == ""
 
 
+def test_what_may_only_be_read_is_replaced_if_its_folder_may_be_written(tmp_path, monkeypatch):
+    (tmp_path / "kept").touch(0o400)
+    opened = []
+    monkeypatch.setattr("mmpt.files.flush_to_disk", lambda file: opened.append(file.stat().st_mode & 0o200))
+    write_whole(tmp_path / "kept", "new")
+    assert opened == [0o200] and (tmp_path / "kept").stat().st_mode & 0o777 == 0o400
+
+
+@pytest.mark.skipif(not Path("/dev/fd").exists(), reason="descriptors are no files here")
+def test_a_redirected_output_is_written_to(tmp_path):
+    with (tmp_path / "out.txt").open("w") as out:
+        out.write("before\n")
+        out.flush()
+        write_whole(f"/dev/fd/{out.fileno()}", "new\n")
+        inode = os.fstat(out.fileno()).st_ino
+    assert (tmp_path / "out.txt").stat().st_ino == inode
+
+
 def test_names_that_are_too_long(tmp_path):
     name = tmp_path / ("a" * 300)
     with pytest.raises(InputError, match="cannot be written .File name too long"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
@@ -19,6 +19,7 @@ from mmpt.errors import InputError
 from mmpt.files import ASSETS
 from mmpt.loading import default_dtype, weights_size
 from mmpt.m2pt import M2PTConfig
+from mmpt.methods import METHODS
 from mmpt.mpt4lm.backbone import load as load_text_only
 from mmpt.reading import read
 from mmpt.scenes import make_scene
@@ -322,11 +323,15 @@ def test_folders_of_one_name_are_several_adapters(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["shape", "file"])
-@pytest.mark.parametrize("config", [M2PTConfig(num_textual_prompts=3), LoraConfig(target_modules=["q_proj"])])
+@pytest.mark.parametrize("method", ["m2pt", "lora"])
 @torch.no_grad()
-def test_an_adapter_that_fails_to_load_leaves_nothing(tmp_path, scenes, config, kind):
+def test_an_adapter_that_fails_to_load_leaves_nothing(tmp_path, scenes, method, kind):
     tuned = tiny_backbone()
-    tuned.model = get_peft_model(tuned.model, deepcopy(config))
+    config = M2PTConfig(num_textual_prompts=3) if method == "m2pt" else METHODS["lora"].configure(None)
+    tuned.model = get_peft_model(tuned.model, config)
+    for parameter in tuned.model.parameters():  # the projector too
+        if parameter.requires_grad:
+            parameter.add_(0.1)
     for name in ("good", "bad"):
         tuned.model.save_pretrained(tmp_path / name)
     weights = tmp_path / "bad" / "adapter_model.safetensors"

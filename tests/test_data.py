@@ -95,7 +95,7 @@ def test_a_folder_beside_that_may_not_be_looked_into(folder, monkeypatch):
     stat = os.stat
 
     def closed(path, **kwargs):
-        if "lost+found/" in str(path):
+        if f"lost+found{os.sep}" in str(path):
             raise PermissionError(13, "Permission denied")
         return stat(path, **kwargs)
 

@@ -65,6 +65,45 @@ def test_two_processes_do_not_tune_into_one_folder(tmp_path):
     run(tmp_path, resume=True, steps=1)
 
 
+@pytest.mark.parametrize("error", [OSError(95, "Operation not supported"), NotImplementedError("no locks here")])
+def test_disks_without_locks_are_tuned_into_all_the_same(tmp_path, monkeypatch, capsys, error):
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(mmpt.runs.FileLock, "acquire", refuse)
+    run(tmp_path, steps=1)
+    assert (
+        f"{tmp_path} cannot be locked ({error}): see that no other process tunes into it." in capsys.readouterr().err
+    )
+
+
+def test_a_log_that_cannot_be_cut_stays_whole(tmp_path, stop_before, monkeypatch):
+    stop_before(3)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path)
+    before = (tmp_path / "log.jsonl").read_text()
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mmpt.files.flush_to_disk", full)
+    with pytest.raises(InputError, match="log.jsonl cannot be written .No space left on device"):
+        run(tmp_path, resume=True)
+    assert (tmp_path / "log.jsonl").read_text() == before
+
+
+def test_what_fails_before_the_first_step_leaves_the_backbone_as_it_was(tmp_path):
+    def refuse():
+        raise InputError("not today")
+
+    backbone = tiny_backbone()
+    modules, settings = str(backbone.model), TrainConfig(tmp_path, steps=1, pictures=1, turns=1)
+    for _ in range(2):
+        with pytest.raises(InputError, match="not today"):
+            train(backbone, M2PTConfig(num_textual_prompts=2), settings, refuse)
+        assert str(backbone.model) == modules and not backbone.model.training
+
+
 def test_what_a_kill_left_unfinished_stays_out_of_the_result(tmp_path):
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "unfinished" / "stale.safetensors").touch()

@@ -540,6 +540,7 @@ def test_a_run_starts_from_an_adapter(tmp_path, method):
         ({"seed": "x"}, "seed is 'x'; give a whole number"),
         ({"seed": 2**63}, "seed is 9223372036854775808; give a whole number from -2\\^63 to"),
         ({"data": "./x/"}, "out is x, the folder of the data; give another folder for the adapter"),
+        ({"data": "x/own.json"}, "out is x, the folder of the data; give another folder for the adapter"),
         ({"precision": "fp8"}, "precision is 'fp8'; give one of 'auto', 'fp32', 'bf16', 'fp16', or None"),
         ({"pictures": 6, "accumulate": 4}, "6 pictures a step cannot be cut into 4 equal parts"),
         ({"tasks": ["count", "dance"]}, "There is no task 'dance'; give all, or some of count, "),

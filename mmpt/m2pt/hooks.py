@@ -162,11 +162,11 @@ class Hooks:
             kwargs["input_ids"] = layout.ids(ids, b.image_token_id)
         else:
             kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
-        if settings.attention_layers and mask is not None and kwargs.get("position_ids") is None:
-            kwargs["position_ids"] = self._unpadded(mask)
         mask = kwargs["attention_mask"] = layout.mask(mask)
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
+        elif settings.attention_layers and mask is not None:
+            kwargs["position_ids"] = self._unpadded(mask)
         if kwargs.get("token_type_ids") is not None:
             kwargs["token_type_ids"] = layout.types(kwargs["token_type_ids"], b.family.image_type)
         early = layout.hide_textual(mask) if settings.late else None

@@ -41,7 +41,8 @@ class Settings:
     @property
     def at_pictures(self) -> bool:
         """Whether pictures say where slots go."""
-        return self.extra_tokens > 0 or self.config.textual_position == "before_instruction"
+        behind = self.textual_layers and self.config.textual_position == "before_instruction"
+        return self.extra_tokens > 0 or bool(behind)
 
 
 class M2PTLayer(RootLayer):

@@ -3,9 +3,11 @@ import zipfile
 
 import pytest
 import torch
+from helpers import tiny_backbone
+from peft import LoraConfig, get_peft_model
 
 from app.ask import ask
-from app.tune import FRESH, Stopped, accuracy, questions, stop, tune
+from app.tune import FRESH, Stopped, _starts, accuracy, questions, stop, tune
 from mmpt.tasks import correct
 
 GIVEN = (["background", "count"], FRESH, 3, 2, 0)
@@ -31,6 +33,13 @@ def test_a_run_ends_in_an_adapter_for_the_other_tabs(studio, picture):
 def test_going_on_from_an_adapter(studio):
     *_, (message, words, *_) = tune(studio, "me", ["background"], "two", 2, 1, 0)
     assert message == "" and words.startswith("Done: ")
+
+
+def test_only_adapters_of_m2pt_are_gone_on_from(studio, tmp_path):
+    backbone = tiny_backbone()
+    get_peft_model(backbone.model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    studio.folders["lora"] = tmp_path / "lora"
+    assert _starts(studio) == [FRESH, "one", "two"]
 
 
 def test_stop_ends_a_run_within_a_step(studio):

@@ -85,6 +85,25 @@ def test_padding_batch_and_cache(tools, textual):
 
 
 @torch.no_grad()
+def test_rows_that_pictures_make_uneven(tools):
+    """Without a mask, since the caller's rows are of one length; visual prompts make one of them longer."""
+    model = tools.tuned(num_textual_prompts=2, **KINDS | {"num_visual_prompts": 3})
+    batch = tools.make_batch(images=(1, 0))
+    rows = [row for row, _ in tools.split(batch, (1, 0))]
+    ids = [row["input_ids"] for row in rows]
+    n = max(map(len, (row[0] for row in ids)))
+    ids = [torch.cat([row, torch.full((1, n - row.shape[1]), 5)], 1) for row in ids]
+    pixels = rows[0]["pixel_values"]
+    together = model(input_ids=torch.cat(ids), pixel_values=pixels)
+    last = [model(input_ids=ids[0], pixel_values=pixels).logits[0, -1], model(input_ids=ids[1]).logits[0, -1]]
+    torch.testing.assert_close(together.logits[:, -1], torch.stack(last), atol=1e-5, rtol=1e-5)
+    more = torch.tensor([[7], [8]])
+    after = model(input_ids=more, past_key_values=together.past_key_values).logits[:, -1]
+    longer = torch.cat([torch.cat(ids), more], 1)
+    torch.testing.assert_close(after, model(input_ids=longer, pixel_values=pixels).logits[:, -1], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_base_save_and_load(tools, tmp_path):
     batch = tools.make_batch()
     plain = tools.make_host()(**batch).logits
