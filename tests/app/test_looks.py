@@ -97,7 +97,8 @@ def test_attribution(studio, asked, progress, name):
     found, _ = attribution.explain(*given, progress)
     note = figure.layout.title.subtitle.text.replace("-<br>", "-").replace("<br>", " ")
     whole = f"one, {found.method}: what each adds to the {found.target}, from" in note
-    apart = f"one, {found.method}: by how much the {found.target} falls without it" in note
+    gone = "a square that it is in, on average" if name == "Occlusion" else "it"
+    apart = f"one, {found.method}: by how much the {found.target} falls without {gone}." in note
     assert (whole, apart) == (bool(found.totals), found.base is None)
     for view in attribution.views_of(found):
         assert attribution.draw(*given, view, progress)[0] == ""
