@@ -173,7 +173,8 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     offered = limits.then(**offers)
     opened = gr.on([item.select, whose.input], **offers)
     chosen = [view.input, source.input, target.input, layer.release, head.release, sinks.input]
-    running = [offered, offered.then(**draws), opened, opened.then(**draws), gr.on(chosen, **draws)]
+    # Not `then`, which Gradio also runs after what was cancelled.
+    running = [offered, offered.success(**draws), opened, opened.success(**draws), gr.on(chosen, **draws)]
     to_source = {"inputs": last, "outputs": [message, source], "show_progress": "hidden"} | looking
 
     def on_picture(asked, adapter, tower, event: gr.SelectData):  # Gradio finds no event in a partial
@@ -183,5 +184,5 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         return click_token(studio, asked, adapter, tower, event)
 
     for clicked in (picture.select(on_picture, **to_source), strip.select(on_strip, **to_source)):
-        running += [clicked, clicked.then(**draws)]
+        running += [clicked, clicked.success(**draws)]
     gr.on(asked.change, None, cancels=running, show_progress="hidden")

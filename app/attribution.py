@@ -276,10 +276,6 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             curve.render()
             export.figure_buttons("mmpt-check", curve, message)
     looking = {"concurrency_id": "looking", "trigger_mode": "always_last"}
-    gr.on(
-        [item.select, whose.input], partial(offer, studio), [asked, whose], [message, target, tokens],
-        show_progress="hidden", **looking,
-    )  # fmt: skip
     method.change(lambda name: gr.Dropdown(info=METHODS[name].words), method, method, show_progress="hidden")
     tokens.select(click_token, None, target, show_progress="hidden")
     given = [asked, whose, method, target, baseline, view]
@@ -288,11 +284,15 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         partial(check, studio), [asked, drawn], [message, curve, verdict], show_progress_on=curve,
         concurrency_id="looking",
     )  # fmt: skip
+    # Curves belong to one map. (What one event starts runs in this order.)
+    press.click(None, None, [curve, verdict], js="() => [null, '']", cancels=tested, show_progress="hidden")
     running = [
         press.click(partial(draw, studio), given, **shown),
         view.input(partial(show, studio), [asked, drawn, view], **shown),
         tested,
     ]
     gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")
-    # Curves belong to one map.
-    press.click(None, None, [curve, verdict], js="() => [null, '']", cancels=tested, show_progress="hidden")
+    gr.on(
+        [item.select, whose.input], partial(offer, studio), [asked, whose], [message, target, tokens],
+        show_progress="hidden", **looking,
+    )  # fmt: skip

@@ -144,7 +144,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     renewed = reset.click(**fresh)
     running = [
         renewed,
-        renewed.then(partial(change, studio), given, **live),
+        renewed.success(partial(change, studio), given, **live),
         gr.on(
             [textual.input, visual.input, textual_scale.release, visual_scale.release],
             partial(change, studio), given, **live,

@@ -162,7 +162,8 @@ class Studio:
         self.tuned: list[str] = []
         self.work = TemporaryDirectory(prefix="mmpt-app-", ignore_cleanup_errors=True)  # of what visitors tune
         self.runs: dict = {}  # tuning runs by session
-        self.texts = {name for name, folder in self.folders.items() if is_text_only(folder)}  # visitors tune with M²PT
+        self.texts = {name for name, folder in self.folders.items() if is_text_only(folder)}
+        self.starts = {name for name, folder in self.folders.items() if method_of(folder) == "M2PT"}  # of tuning
         self.asking, self.looking = (
             Lane(model, self.folders, without_projector(twin(self.plain)) if self.texts else None)
             for model in (backbone, twin(backbone))
@@ -184,6 +185,7 @@ class Studio:
         """Offer a visitor's adapter, under its folder's name; the oldest beyond `MAX_TUNED` goes, with its folder."""
         self.folders[folder.name] = folder
         self.tuned.append(folder.name)
+        self.starts.add(folder.name)
         while len(self.tuned) > MAX_TUNED:
             oldest = self.tuned.pop(0)
             gone = self.folders.pop(oldest)

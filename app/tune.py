@@ -14,7 +14,6 @@ from app import export
 from app.pictures import MAX_SEED
 from app.state import Studio, alert, twin
 from mmpt import figures
-from mmpt.adapters import method_of
 from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.methods import METHODS
@@ -206,7 +205,7 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
 
 
 def _starts(studio):
-    return [FRESH, *(name for name, folder in studio.folders.items() if method_of(folder) == "M2PT")]
+    return [FRESH, *(name for name in list(studio.folders) if name in studio.starts)]
 
 
 def _curve(losses):

@@ -85,7 +85,7 @@ def read_text(file: Path, wanted: str) -> str:
 
 def check_writable(file: str | Path) -> None:
     """InputError if `file` is a folder or cannot be written: told before the work rather than after."""
-    stream = _is_stream(file)
+    stream = _descriptor(file) is not None or _is_stream(file)
     place = file if stream else os.path.dirname(os.path.realpath(file))
     if os.path.isdir(file) or not os.access(place, os.W_OK if stream else os.W_OK | os.X_OK):
         raise InputError(f"{file} cannot be written; give a file in a folder that exists and can be written to.")
@@ -108,7 +108,12 @@ def write_whole(file: str | Path, content: str | bytes) -> None:
     """
     content = content.encode() if isinstance(content, str) else content
     try:
-        if _is_stream(file):
+        if (number := _descriptor(file)) is not None:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            with open(os.dup(number), "wb") as stream:  # by its name it would be written from the beginning
+                stream.write(content)
+        elif _is_stream(file):
             Path(file).write_bytes(content)
         else:
             _replace(Path(os.path.realpath(file)), content)
@@ -135,8 +140,14 @@ def _replace(file, content):
             scratch.unlink()
 
 
+def _descriptor(file):
+    """The number of the open file that /dev/stdout and its like stand for; None of others."""
+    path = os.path.abspath(file)
+    number = {"/dev/stdout": "1", "/dev/stderr": "2"}.get(path, path)
+    number = number.removeprefix("/dev/fd/").removeprefix("/proc/self/fd/")
+    return int(number) if number.isdigit() else None
+
+
 def _is_stream(file):
-    """Whether it is a device, a pipe or an open file's descriptor, which is written to and cannot be replaced."""
-    if os.path.abspath(file).startswith(("/dev/std", "/dev/fd/", "/proc/")):
-        return True
+    """Whether it is a device or a pipe, which is written to and cannot be replaced."""
     return os.path.exists(file) and not os.path.isfile(file) and not os.path.isdir(file)

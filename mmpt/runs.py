@@ -93,6 +93,10 @@ def open_run(out: Path, steps: int) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise InputError(f"Another process is tuning into {out}; let it end, or give another folder.") from None
+    except PermissionError:
+        raise InputError(
+            f"{out / '.lock'} is another account's, which may be tuning into {out}; remove it, or give another folder."
+        ) from None
     except (OSError, NotImplementedError) as error:  # as on some network disks
         print(f"{out} cannot be locked ({error}): see that no other process tunes into it.", file=sys.stderr)
     try:

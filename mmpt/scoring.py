@@ -100,7 +100,8 @@ def gqa(rows, weights) -> dict[str, np.ndarray]:
     if held:
         shares = np.array([np.mean(entailed[i]) for i in held])
         asked = weights[:, held] * [right[rows[i][0].id] for i in held]
-        figures = {"accuracy": figures["accuracy"], "consistency": _ratio(asked @ shares, asked.sum(1))} | figures
+        consistency = _ratio(asked @ shares, asked.sum(1), weights[:, held].sum(1))
+        figures = {"accuracy": figures["accuracy"], "consistency": consistency} | figures
     return figures
 
 
@@ -138,9 +139,9 @@ def pope(rows, weights) -> dict[str, np.ndarray]:
         hits, n = w @ (true & right)[at], w.sum(1)
         figures |= {
             f"{name} accuracy": _per_cent(w @ right[at], n),
-            f"{name} precision": _ratio(hits, w @ claimed),
-            f"{name} recall": _ratio(hits, w @ true[at]),
-            f"{name} F1": _ratio(2 * hits, w @ claimed + w @ true[at]),
+            f"{name} precision": _ratio(hits, w @ claimed, n),
+            f"{name} recall": _ratio(hits, w @ true[at], n),
+            f"{name} F1": _ratio(2 * hits, w @ claimed + w @ true[at], n),
             f"{name} yes": _per_cent(w @ said[at], n),
         }
     return {"mean F1": np.mean([v for name, v in figures.items() if name.endswith(" F1")], axis=0)} | figures
@@ -168,9 +169,9 @@ def _per_cent(right, asked):
     return 100 * np.divide(right, asked, out=np.full(len(asked), np.nan), where=asked > 0)
 
 
-def _ratio(part, whole):
-    """Per cent; 0 of nothing is 0."""
-    return np.nan_to_num(_per_cent(part, whole))
+def _ratio(part, whole, asked):
+    """Per cent of what may be nothing, which is then 0."""
+    return np.where(asked > 0, np.nan_to_num(_per_cent(part, whole)), np.nan)
 
 
 @dataclass(frozen=True)

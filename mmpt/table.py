@@ -62,30 +62,29 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
 def _measured(name, values, intervals, chance):
     """What a row says of one column, from a value and a 95 % interval over questions for each seed."""
     value, sd = mean(values), stdev(values) if len(values) > 1 else None
+    top = math.inf if name == "mini-mme" else 100  # MME's are sums
     low, high = intervals[0]
     if sd is not None:  # all seeds are asked the same questions: the interval is widened by the chance of the seeds
         questions = mean(high - low for low, high in intervals) / 2
         seeds = student.ppf(0.975, len(values) - 1) * sd / math.sqrt(len(values))
-        low, high = _within(value, math.hypot(questions, seeds), name)
-    return {name: value, f"{name} low": low, f"{name} high": high, f"{name} sd": sd, f"{name} chance": chance}
+        low, high = value - math.hypot(questions, seeds), value + math.hypot(questions, seeds)
+    ends = {f"{name} low": max(0, low), f"{name} high": min(top, high)}
+    return {name: value} | ends | {f"{name} sd": sd, f"{name} chance": chance}
 
 
 def _of_tasks(result):
     """The interval of the mean over tasks, each of which was asked equally many questions."""
     figures = dict(result["figures"])
     value, n = figures.pop("mean"), result["n"] / len(figures)
-    return _within(value, 1.96 * math.sqrt(sum(f * (100 - f) / (n - 1) for f in figures.values())) / len(figures))
+    half = 1.96 * math.sqrt(sum(f * (100 - f) / (n - 1) for f in figures.values())) / len(figures)
+    return value - half, value + half
 
 
 def _of_average(result):
     """The interval of the average, of suites whose questions have nothing to do with each other."""
     parts = [s["interval"][next(iter(s["figures"]))] for name, s in result["suites"].items() if name != "mini-mme"]
-    return _within(result["figures"]["average"], math.hypot(*((high - low) / 2 for low, high in parts)) / len(parts))
-
-
-def _within(value, half, name=""):
-    """`value` ± `half`, as far as the scale goes."""
-    return max(0, value - half), min(math.inf if name == "mini-mme" else 100, value + half)  # MME's are sums
+    half, average = math.hypot(*((high - low) / 2 for low, high in parts)) / len(parts), result["figures"]["average"]
+    return average - half, average + half
 
 
 def suites_of(rows: list[dict]) -> list[str]:

@@ -195,7 +195,7 @@ def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_s
     except BaseException:  # nothing was tuned, and it can be tried again
         if isinstance(backbone.model, PeftModel):
             backbone.model = taken_off(backbone.model)
-        backbone.model.eval()
+        _leave(backbone.model, config, loaded if peft_config is None or config.precision else None)
         raise
     started = time.monotonic() - state["seconds"]
     try:
@@ -224,11 +224,17 @@ def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_s
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-        model.eval()
-        if peft_config is None:
-            model.to(loaded)  # what was tuned is in fp32, the vision encoder may not be: it could not be asked
-        if config.gradient_checkpointing:
-            model.gradient_checkpointing_disable()
+        # What was tuned is in fp32, the vision encoder may not be: it could not be asked.
+        _leave(model, config, loaded if peft_config is None else None)
+
+
+def _leave(model, config, dtype):
+    """So that it can be asked, in `dtype` if one is given."""
+    model.eval()
+    if dtype:
+        model.to(dtype)
+    if config.gradient_checkpointing:
+        model.gradient_checkpointing_disable()
 
 
 class AnswerLoss(nn.Module):

@@ -5,6 +5,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from accelerate.utils import LoggerType
 from helpers import tiny_backbone
@@ -77,6 +78,15 @@ def test_disks_without_locks_are_tuned_into_all_the_same(tmp_path, monkeypatch, 
     )
 
 
+def test_another_accounts_lock_is_told(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(mmpt.runs.FileLock, "acquire", refuse)
+    with pytest.raises(InputError, match=r"\.lock is another account's, which may be tuning .*; remove it, or give"):
+        run(tmp_path)
+
+
 def test_a_log_that_cannot_be_cut_stays_whole(tmp_path, stop_before, monkeypatch):
     stop_before(3)
     with pytest.raises(KeyboardInterrupt):
@@ -102,6 +112,11 @@ def test_what_fails_before_the_first_step_leaves_the_backbone_as_it_was(tmp_path
         with pytest.raises(InputError, match="not today"):
             train(backbone, M2PTConfig(num_textual_prompts=2), settings, refuse)
         assert str(backbone.model) == modules and not backbone.model.training
+    whole = tiny_backbone()
+    whole.model.bfloat16()
+    with pytest.raises(InputError, match="not today"):
+        train(whole, None, settings, refuse)
+    assert {p.dtype for p in whole.model.parameters()} == {torch.bfloat16}
 
 
 def test_what_a_kill_left_unfinished_stays_out_of_the_result(tmp_path):

@@ -210,6 +210,12 @@ def test_samples_without_a_kind_of_question_say_nothing_of_it():
     result = score("gqa", rows)
     assert result["interval"] == {name: [100, 100] for name in result["figures"]}
     assert score("pope", [Answered("a", "no", ("yes",), "random")])["interval"]["random precision"] == [0, 0]
+    entailing = [Answered(f"{i}", "yes", ("yes",), "", f"{i}", ("x",) * (i == 0)) for i in range(4)]
+    entailing.append(Answered("x", "yes", ("yes",), "", "0"))
+    assert score("gqa", entailing)["interval"]["consistency"] == [100, 100]
+    splits = [Answered(f"{i}", "yes", ("yes",), "random", f"{i}") for i in range(4)]
+    splits.append(Answered("y", "yes", ("yes",), "popular", "0"))
+    assert score("pope", splits)["interval"]["mean F1"] == [100, 100]
 
 
 MME = "a.png\tIs it? Please answer yes or no.\tYes\t{}\na.png\tIs it not?\tNo\tno\n"

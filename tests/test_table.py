@@ -66,6 +66,12 @@ def test_intervals_of_means_over_tasks_and_over_suites(rows):
     assert m2pt["Average low"] == pytest.approx(52 - hypot(5 / 7**0.5, T_1 * 2))  # seeds: 50 and 54
 
 
+def test_more_seeds_do_not_narrow_the_interval_over_questions():
+    one, three = (summarise(M2PT, [result(0.3, 60.0, 9)] * n) for n in (1, 3))
+    assert one["Average low"] == three["Average low"] == 0
+    assert one["Average high"] == pytest.approx(three["Average high"])
+
+
 def test_rows_measured_without_the_tuning_tasks_have_no_cell_for_them(rows):
     older = {key: value for key, value in rows[0].items() if not key.startswith("tasks")}
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in markdown([older, rows[1]]).splitlines()]

@@ -138,8 +138,10 @@ class Attention:
         `left_out` names them. A row that looked at nothing else stays empty.
         """
         weights, sinks = self.weights.clone(), self.sinks(threshold)
-        rest = 1 - weights[..., sinks].sum(-1, keepdim=True)
+        whole = weights.sum(-1, keepdim=True)
         weights[..., sinks] = 0
+        # Prompts inside attention get a share too and are no positions; what 16 bits round off is none.
+        rest = weights.sum(-1, keepdim=True) + (1 - whole).where(whole < 0.98, 0)
         names = tuple(self.segments.labels[i] for i in sinks.tolist())
         return replace(self, weights=weights / rest.where(rest > 1e-6, 1), left_out=self.left_out + names)
 

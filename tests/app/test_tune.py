@@ -1,5 +1,6 @@
 import threading
 import zipfile
+from shutil import copytree
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from helpers import tiny_backbone
 from peft import LoraConfig, get_peft_model
 
 from app.ask import ask
+from app.state import Studio
 from app.tune import FRESH, Stopped, _starts, accuracy, questions, stop, tune
 from mmpt.tasks import correct
 
@@ -35,11 +37,13 @@ def test_going_on_from_an_adapter(studio):
     assert message == "" and words.startswith("Done: ")
 
 
-def test_only_adapters_of_m2pt_are_gone_on_from(studio, tmp_path):
+def test_only_adapters_of_m2pt_are_gone_on_from(adapters, tmp_path):
     backbone = tiny_backbone()
     get_peft_model(backbone.model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
-    studio.folders["lora"] = tmp_path / "lora"
-    assert _starts(studio) == [FRESH, "one", "two"]
+    studio = Studio(tiny_backbone(), [*adapters, tmp_path / "lora"])
+    assert "lora" in studio.folders and _starts(studio) == [FRESH, "one", "two"]
+    studio.add_tuned(copytree(adapters[0], tmp_path / "mine"))
+    assert _starts(studio)[-1] == "mine"
 
 
 def test_stop_ends_a_run_within_a_step(studio):

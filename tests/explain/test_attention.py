@@ -289,6 +289,14 @@ def test_shares_without_sinks_leave_out_what_went_to_no_position(made_up):
     torch.testing.assert_close(none.weights, made_up.weights * 0.8)
 
 
+def test_shares_without_sinks_of_weights_in_16_bits(made_up):
+    w = made_up.weights.clone()
+    w[:, :, 3:] *= 0.01
+    w[:, :, 3:, 2] += 0.99
+    clear = Attention(w.bfloat16().float(), made_up.segments).without_sinks()
+    torch.testing.assert_close(clear.weights.sum(-1), torch.ones(2, 3, 9))
+
+
 def test_slots_of_later_layers_receive_what_those_layers_give(made_up):
     w = made_up.weights.clone()
     w[:, :, 1:] *= 0.5
