@@ -101,7 +101,7 @@ class TrainConfig:
         if self.data is not None:
             if self.tasks or self.scenes:
                 raise InputError("tasks and scenes are of drawn pictures; leave them out when data is given.")
-            folder = self.data if os.path.isdir(self.data) else os.path.dirname(os.path.realpath(self.data))
+            folder = os.path.dirname(self.data) if str(self.data).lower().endswith(".json") else self.data
             if os.path.realpath(folder) == os.path.realpath(self.out):
                 raise InputError(f"out is {self.out}, the folder of the data; give another folder for the adapter.")
             self.data = str(self.data)
@@ -195,7 +195,8 @@ def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_s
     except BaseException:  # nothing was tuned, and it can be tried again
         if isinstance(backbone.model, PeftModel):
             backbone.model = taken_off(backbone.model)
-        _leave(backbone.model, config, loaded if peft_config is None or config.precision else None)
+        changed = (peft_config is None or config.precision) and not getattr(backbone.model, "is_quantized", False)
+        _leave(backbone.model, config, loaded if changed else None)
         raise
     started = time.monotonic() - state["seconds"]
     try:

@@ -233,8 +233,9 @@ def test_words_are_written_in_their_cells_and_coloured_by_how_far_they_beat_chan
     assert list(next(t for t in figure.data if t.type == "scatter").text) == ["a", "&lt;s&gt;", "e", "g"]
     torch.testing.assert_close(torch.tensor(heat(figure).z), nearest.values[..., 0] - 0.25)
     value = nearest.values[1, 0, 0]
-    assert heat(figure).customdata[1][0] == f"layer 5, T1: e, f<br>cosine {value:.2f}, random vectors 0.25"
-    assert "Only the 2,000 most frequent" in figure.layout.title.subtitle.text.replace("<br>", " ")
+    said = f"layer 5, T1: e, f<br>cosine {value:.2f}, 19 of 20 random vectors up to 0.25"
+    assert heat(figure).customdata[1][0] == said
+    assert "Only the vocabulary's first 2,000 tokens" in figure.layout.title.subtitle.text.replace("<br>", " ")
     figure = figures.attention.words(Nearest("head", (0, 4), words, nearest.values, 2000, None))
     assert torch.tensor(heat(figure).z).tolist() == nearest.values[..., 0].tolist()
 
