@@ -46,8 +46,7 @@ def summarise(experiment: Experiment, results: list[dict]) -> dict:
         tasks = [r["tasks"] for r in results]
         means = [t["figures"]["mean"] for t in tasks]
         row |= _measured("tasks", means, [_of_tasks(t) for t in tasks], tasks[0]["chance"]["mean"])
-    names = list(results[0]["suites"]["suites"])
-    for name in names:
+    for name in results[0]["suites"]["suites"]:
         suites = [r["suites"]["suites"][name] for r in results]
         chief = next(iter(suites[0]["figures"]))
         values, intervals = [s["figures"][chief] for s in suites], [s["interval"][chief] for s in suites]
