@@ -60,7 +60,7 @@ class Experiment:
         name: of its file.
         row: what the table calls it.
         method: a name in `METHODS`; None: the untouched model.
-        fields: of the method's configuration, changed.
+        fields: of the method's configuration, changed; `init_text` brings its tokens with it, a prompt each.
         share: of the budget's pictures that are different ones; the others repeat them.
         suites: what it is measured on, a name in `mmpt.suites.TOGETHER`.
         tasks: what it is tuned on, and measured on too with fresh questions.
@@ -83,7 +83,14 @@ _NO_VISUAL = {"num_visual_prompts": 0, "tune_projector": False}
 _NO_WORDS = {"init_token_ids": None, "init_text": None}
 _NO_TEXTUAL = {"num_textual_prompts": 0, "init": "xavier_uniform"} | _NO_WORDS
 _ONE_KIND = ("background",)  # that MPT4LM learns to look for within minutes
-_CYCLED = {"init": "vocabulary"}  # any number of prompts may start from the same words
+_TURNS = {  # written instructions of as many tokens, five of which frame the turn
+    tokens: {"init_text": f"<|im_start|>system\n{words}<|im_end|>\n"}
+    for tokens, words in {
+        5: "",
+        10: "Answer in a few words",
+        20: "Answer the question about the picture in a few words, without a sentence.",
+    }.items()
+}
 
 
 def _variants(group, rows):
@@ -109,9 +116,8 @@ ABLATIONS: dict[str, tuple[Experiment, ...]] = {
     "lengths": _variants(
         "lengths",
         [
-            (f"{t} textual {v} visual", (_CYCLED | {"num_textual_prompts": t} if t else _NO_TEXTUAL) | visual)
-            for t, v in product((0, 5, 10, 20), repeat=2)
-            for visual in [{"num_visual_prompts": v}]
+            (f"{textual} textual {visual} visual", words | {"num_visual_prompts": visual})
+            for (textual, words), visual in product(({0: _NO_TEXTUAL} | _TURNS).items(), (0, 5, 10, 20))
         ],
     ),
     "location": _variants(
@@ -124,7 +130,7 @@ ABLATIONS: dict[str, tuple[Experiment, ...]] = {
     ),
     "initialisation": _variants(
         "initialisation",
-        [("instruction", {}), ("vocabulary", _CYCLED)]
+        [("instruction", {}), ("vocabulary", {"init": "vocabulary"})]
         + [(init.replace("_", " "), _NO_WORDS | {"init": init}) for init in ("xavier_uniform", "normal")],
     ),
     "data": (
@@ -304,9 +310,15 @@ def tune(
         resume=True,
         **{name: factor * rate for name, rate in method.rates.items()},
     )
-    configuration = method.configure(backbone.processor.tokenizer)
-    if experiment.fields:
-        configuration = replace(configuration, **experiment.fields)
-    train(backbone, configuration, config)
+    train(backbone, configuration(experiment, backbone.processor.tokenizer), config)
     losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
     return json.loads((folder / "training.json").read_text()) | {"losses": losses}
+
+
+def configuration(experiment: Experiment, tokenizer):
+    """What `mmpt.train.train` takes: the method's configuration with the experiment's fields."""
+    plain, fields = METHODS[experiment.method].configure(tokenizer), dict(experiment.fields)
+    if text := fields.get("init_text"):
+        ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        fields |= {"init_token_ids": ids, "num_textual_prompts": len(ids)}
+    return replace(plain, **fields) if fields else plain

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import backbone_for, config_for, tiny_backbone
+from helpers import backbone_for, tiny_backbone
 from peft import get_peft_model
 
 import mmpt.evaluate
@@ -20,6 +21,7 @@ from mmpt.experiments import (
     Budget,
     Experiment,
     _measure,
+    configuration,
     rows_of,
     run,
     run_table,
@@ -47,13 +49,21 @@ def test_tables_are_those_of_the_paper_and_ours():
 @pytest.mark.parametrize("name", EVERY)
 def test_every_row_can_be_configured(name):
     row, backbone = EVERY[name], backbone_for(EVERY[name].method)
-    config = config_for(row.method, backbone)
-    if config is None:
+    if row.method == "mpt4lm":
+        row = replace(row, fields=row.fields | {"cross_attention_width": 18})
+    changed = configuration(row, backbone.processor.tokenizer)
+    if changed is None:
         return
-    changed = replace(config, **row.fields)
     model = get_peft_model(backbone.model, changed)
     assert any(p.requires_grad for p in model.parameters())
     assert all(getattr(changed, key) == value for key, value in row.fields.items())
+
+
+def test_lengths_are_those_of_written_instructions(tiny):
+    found = [configuration(row, tiny.processor.tokenizer) for row in ABLATIONS["lengths"]]
+    assert [(c.num_textual_prompts, c.num_visual_prompts) for c in found] == list(product((0, 5, 10, 20), repeat=2))
+    assert [row.row for row in ABLATIONS["lengths"]][6] == "5 textual 10 visual"
+    assert {c.init for c in found[:4]} == {"xavier_uniform"} and {c.init for c in found[4:]} == {"instruction"}
 
 
 def test_one_file_is_one_setting():
