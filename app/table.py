@@ -10,8 +10,8 @@ import torch
 
 from app import export
 from mmpt import figures
-from mmpt.experiments import ABLATIONS, BUDGETS, rows_of
 from mmpt.files import ASSETS
+from mmpt.rows import ABLATIONS, BUDGETS, rows_of
 from mmpt.table import AVERAGE, TUNING, figure, suites_of, summarise
 
 RESULTS = ASSETS / "results"

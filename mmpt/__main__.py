@@ -122,7 +122,8 @@ def score(args):
 def table(args):
     from pathlib import Path
 
-    from mmpt.experiments import BUDGETS, run_table
+    from mmpt.experiments import run_table
+    from mmpt.rows import BUDGETS
     from mmpt.table import summarise, write
 
     name = args.name or ("quick" if args.quick else "main")

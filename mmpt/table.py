@@ -10,9 +10,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 from scipy.stats import t as student
 
-from mmpt.experiments import Experiment
 from mmpt.figures import COLOURS, titled
 from mmpt.files import write_whole
+from mmpt.rows import Experiment
 from mmpt.suites import SUITES
 
 AVERAGE = "Average"  # the paper's: all columns but MME

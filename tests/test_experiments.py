@@ -13,21 +13,9 @@ from peft import get_peft_model
 import mmpt.evaluate
 import mmpt.experiments
 from mmpt.errors import InputError
-from mmpt.experiments import (
-    ABLATIONS,
-    BUDGETS,
-    MAIN,
-    QUICK,
-    Budget,
-    Experiment,
-    _measure,
-    configuration,
-    rows_of,
-    run,
-    run_table,
-    tune,
-)
+from mmpt.experiments import _measure, run, run_table, tune
 from mmpt.methods import METHODS
+from mmpt.rows import ABLATIONS, BUDGETS, MAIN, QUICK, Budget, Experiment, configuration, rows_of
 from mmpt.suites import VERSION
 from mmpt.tasks import TASKS, questions_of
 

@@ -6,7 +6,7 @@ from math import hypot
 
 import pytest
 
-from mmpt.experiments import MAIN
+from mmpt.rows import MAIN
 from mmpt.suites import TOGETHER
 from mmpt.table import figure, markdown, summarise, to_csv, write
 
