@@ -8,7 +8,8 @@ from mmpt.questions import Question, correct
 _ANSWERS = (("a cow", "A cow."), ("a cow", "the cow"), ("2", "2"), ("2", "12"), ("no", "I do not know"),
             ("a cat", "a cat and a dog"), ("an apple", " An  apple"), ("No", "no."), ("a moon", "a bell"),
             ("top left", "Top left."), ("a fox", "fox"), ("yes", "Yes, there is"), ("top left", "left top"),
-            ("3.5", "35"), ("a cow", "a cow.."), ("red", "re d"))  # fmt: skip
+            ("3.5", "35"), ("a cow", "a cow.."), ("red", "re d"),
+            ("a cat and dog", "a cat and a dog"), ("a horse", "orse"))  # fmt: skip
 
 
 def _contains(truth, given):

@@ -11,7 +11,8 @@ from mmpt.train import TrainConfig, schedule
 def _labelled(rng):
     B, T, V = rng.randint(1, 3), rng.randint(5, 8), rng.randint(4, 7)
     labels = torch.tensor([[rng.randrange(V) for _ in range(T)] for _ in range(B)])
-    labels[:, : T // 2] = -100
+    for row in labels:
+        row[: rng.randint(1, T - 1)] = -100
     return 2 * tensor(rng, B, T, V), labels
 
 
@@ -23,6 +24,10 @@ def _summed(logits, labels):
     return answer_loss(logits, labels) * (labels[:, 1:] != -100).sum()
 
 
+def _row_by_row(logits, labels):
+    return torch.stack([answer_loss(*row) for row in zip(logits.split(1), labels.split(1))]).mean()
+
+
 def _over_all(logits, labels):
     return _summed(logits, labels) / labels[:, 1:].numel()
 
@@ -32,6 +37,7 @@ def _over_all(logits, labels):
     _labelled,
     (_unshifted, "the logits at position t are about the token at t + 1; this compares them with the token at t."),
     (_summed, "this is the sum; divide it by the number of labels that count."),
+    (_row_by_row, "this is a mean of the rows' means; a row with more labels counts for more."),
     (_over_all, "the mean is over the labels that count; this divides by all positions."),
 )
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
