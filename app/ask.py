@@ -119,8 +119,11 @@ def _ratings(studio, asked, left, right):
     return *ratings, dict(zip((left, right), ratings))
 
 
-def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
-    """Lay the tab out; returns what the page's link needs of it; `other`: when a visitor turns to something else."""
+def tab(studio: Studio, asked: gr.State, rated: gr.State, write: str) -> dict:
+    """Lay the tab out; `write` is the script that puts what is asked into the address.
+
+    Returns what the page's link needs of it; `other`: when a visitor turns to something else.
+    """
     image, description = scene(EXAMPLE_SEEDS[0])
     models, answers, ratings = [], [], []
     with gr.Row():
@@ -162,13 +165,16 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
             truth = gr.Textbox(description, label="What is really in the picture", lines=2, interactive=False)
     new, answered = [picture, truth, place, problem], [message, *answers, asked, rated]
     quick = {"outputs": new, "show_progress": "hidden", "trigger_mode": "always_last"}
-    gallery.select(show_example, None, **quick)
+    # A deferred click would come with the first one's place.
+    gallery.select(show_example, None, **quick | {"trigger_mode": "multiple"})
     drawn.click(draw, [seed, objects], **quick)
     picture.input(check_upload, picture, **quick)
     tries.click(lambda sample: sample[0], tries, question, show_progress="hidden", queue=False)
     given = [picture, question, *models]
     rates = {"fn": partial(rate, studio), "inputs": [asked, *given], "outputs": [message, *ratings, rated],
              "concurrency_id": "looking", "show_progress_on": ratings}  # fmt: skip
+    # What one event starts runs in order: the link is there before the answer.
+    gr.on([button.click, question.submit], None, [place, question, *models], None, js=write)
     run = gr.on(
         [button.click, question.submit], partial(ask, studio), given, answered, concurrency_id="asking",
         show_progress="minimal", show_progress_on=answers, trigger_mode="always_last", api_name="ask",
@@ -183,5 +189,5 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State) -> dict:
         trigger_mode="multiple",  # a word may come in while the first key's is under way
     )  # fmt: skip
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
-    return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question, "button": button,
+    return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question,
             "place": place, "other": [*other, question.input, tries.click, *(m.input for m in models)]}  # fmt: skip

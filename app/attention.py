@@ -7,9 +7,10 @@ import plotly.graph_objects as go
 
 from app import cross_attention, export
 from app.state import Asked, Studio, told
-from app.whose import answer_of, picker
+from app.whose import answer_of, picker, when_open
 from mmpt import figures
 from mmpt.explain.attention import PREDICTING, Attention, attention, vision_attention
+from mmpt.m2pt.backbone import find_backbone
 
 LLM, TOWER = "language model", "vision tower"
 PICTURE, POSITIONS, SEGMENTS, HEADS, TOKENS, FLOW = VIEWS = (
@@ -73,10 +74,11 @@ def draw(
     studio: Studio, asked: Asked | None, adapter: str | None, tower: str, view: str, source, target, layer: int,
     head: int, sinks: bool,
 ) -> tuple[go.Figure]:  # fmt: skip
-    """(figure,); a layer or head of 0 is the mean."""
+    """(figure,); a layer or head of 0 is the mean, and what is not chosen yet is what `offer` would choose."""
     if studio.text_only(adapter):
         return (_of_text_only(studio, asked, adapter, view, source),)
     found = seen(studio, asked, adapter, tower)
+    source, target = places(found)[0][1] if source is None else source, "patch" if target is None else target
     if not sinks:
         found = found.without_sinks()
     which = (int(layer) - 1 if layer else None, int(head) - 1 if head else None)
@@ -126,10 +128,11 @@ def click_token(studio: Studio, asked: Asked | None, adapter: str | None, tower:
     return (gr.Dropdown(choices=places(found), value=tokens(found)[event.index]),)
 
 
-def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
-    """Lay the tab out."""
-    config = studio.plain.model.config
-    sizes = {LLM: config.text_config, TOWER: config.vision_config}
+def tab(studio: Studio, asked: gr.State, item: gr.Tab, opened: gr.State) -> None:
+    """Lay the tab out; `opened` holds the name of the tab that is open."""
+    config, host = studio.plain.model.config, find_backbone(studio.plain.model)
+    sizes = {LLM: (len(host.textual_blocks), config.text_config.num_attention_heads),
+             TOWER: (max(host.reach), config.vision_config.num_attention_heads)}  # fmt: skip
     plot, order = gr.Plot(label="Attention", show_label=False, render=False), gr.Markdown(render=False)
     picture = gr.Image(
         label="Click a patch: where does it look?", interactive=False, buttons=[], height=300, format="png",
@@ -140,7 +143,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             figures.NAMES[kind]: colour for kind, colour in figures.COLOURS.items()
         }, show_legend=True, combine_adjacent=False, scale=2, elem_classes="strip", render=False,
     )  # fmt: skip
-    whose, message = picker(asked, [plot, order, picture, strip])
+    whose, message, renewed = picker(asked, [plot, order, picture, strip])
     order.render()
     with gr.Row():
         with gr.Column(min_width=280):
@@ -148,8 +151,8 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             view = gr.Dropdown(list(VIEWS), value=PICTURE, label="Show")
             source = gr.Dropdown([], label="From", info="or click a patch or a word below")
             target = gr.Dropdown([], label="To", info="for “Layer by head”")
-            layer = gr.Slider(0, sizes[LLM].num_hidden_layers, 0, step=1, label="Layer (0: mean over all)")
-            head = gr.Slider(0, sizes[LLM].num_attention_heads, 0, step=1, label="Head (0: mean over all)")
+            layer = gr.Slider(0, sizes[LLM][0], 0, step=1, label="Layer (0: mean over all)")
+            head = gr.Slider(0, sizes[LLM][1], 0, step=1, label="Head (0: mean over all)")
             sinks = gr.Checkbox(True, label="Count sinks too")
         with gr.Column(min_width=300, scale=2):
             plot.render()
@@ -164,18 +167,21 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     shown = [message, source, target, strip, picture, order]
     given = [*last, view, source, target, layer, head, sinks]
     limits = tower.input(
-        lambda name: (gr.Slider(maximum=sizes[name].num_hidden_layers, value=0),
-                      gr.Slider(maximum=sizes[name].num_attention_heads, value=0)),
-        tower, [layer, head], show_progress="hidden",
+        lambda name: [gr.Slider(maximum=size, value=0) for size in sizes[name]], tower, [layer, head],
+        show_progress="hidden",
     )  # fmt: skip
     draws = {"fn": partial(draw, studio), "inputs": given, "outputs": [message, plot]} | looking
     offers = {"fn": partial(offer, studio), "inputs": last, "outputs": shown, "show_progress_on": plot} | looking
     offered = limits.then(**offers)
-    opened = gr.on([item.select, whose.input], **offers)
-    chosen = [view.input, source.input, target.input, layer.release, head.release, sinks.input]
+    entered = item.select(**offers)
+    switched = whose.input(None, js="() => []").then(**offers)  # which lets go first what the former model began
+    chosen = [view.input, source.input, target.input, layer.input, head.input, sinks.input]
     # Not `then`, which Gradio also runs after what was cancelled.
-    running = [offered, offered.success(**draws), opened, opened.success(**draws), gr.on(chosen, **draws)]
+    running = [offered, offered.success(**draws), entered, entered.success(**draws), gr.on(chosen, **draws)]
+    running.append(switched.success(**draws))
+    # No event that reads where a click was may be deferred: Gradio would give it the first click's place.
     to_source = {"inputs": last, "outputs": [message, source], "show_progress": "hidden"} | looking
+    to_source["trigger_mode"] = "multiple"
 
     def on_picture(asked, adapter, tower, event: gr.SelectData):  # Gradio finds no event in a partial
         return click_patch(studio, asked, adapter, tower, event)
@@ -185,4 +191,8 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
 
     for clicked in (picture.select(on_picture, **to_source), strip.select(on_strip, **to_source)):
         running += [clicked, clicked.success(**draws)]
-    gr.on(asked.change, None, cancels=running, show_progress="hidden")
+    gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")
+    gr.on(asked.change, None, cancels=[switched], show_progress="hidden")
+    when = {"inputs": [opened, *last], "fn": when_open("attention", partial(offer, studio), 6)}
+    again = renewed.success(**offers | when)
+    again.success(**draws | {"inputs": [opened, *given], "fn": when_open("attention", partial(draw, studio), 2)})

@@ -12,7 +12,7 @@ from PIL import Image
 from app import export
 from app.progress import watched
 from app.state import Asked, Studio, alert, plain, told
-from app.whose import answer_of, name_of, picker
+from app.whose import answer_of, name_of, picker, when_open
 from mmpt import figures
 from mmpt.errors import InputError
 from mmpt.explain import gradients, perturbations, shapley
@@ -246,8 +246,8 @@ def click_token(event: gr.SelectData):
     return event.index
 
 
-def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
-    """Lay the tab out."""
+def tab(studio: Studio, asked: gr.State, item: gr.Tab, opened: gr.State) -> None:
+    """Lay the tab out; `opened` holds the name of the tab that is open."""
     plot, numbers = gr.Plot(label="Attribution", show_label=False, render=False), gr.Markdown(render=False)
     curve, verdict = gr.Plot(label="Check of the map", show_label=False, render=False), gr.Markdown(render=False)
     drawn = gr.State()
@@ -255,7 +255,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         label="Click a word of the answer to explain it alone", show_inline_category=False,
         color_map={figures.NAMES["answer"]: figures.COLOURS["answer"]}, elem_classes="strip", render=False,
     )  # fmt: skip
-    whose, message = picker(asked, [plot, numbers, curve, verdict, drawn, tokens])
+    whose, message, renewed = picker(asked, [plot, numbers, curve, verdict, drawn, tokens])
     with gr.Row():
         with gr.Column(min_width=280):
             first = next(iter(METHODS))
@@ -277,7 +277,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
             export.figure_buttons("mmpt-check", curve, message)
     looking = {"concurrency_id": "looking", "trigger_mode": "always_last"}
     method.change(lambda name: gr.Dropdown(info=METHODS[name].words), method, method, show_progress="hidden")
-    tokens.select(click_token, None, target, show_progress="hidden")
+    tokens.select(click_token, None, target, show_progress="hidden", trigger_mode="multiple")
     given = [asked, whose, method, target, baseline, view]
     shown = {"outputs": [message, plot, view, numbers, drawn], "show_progress_on": plot} | looking
     tested = test.click(
@@ -292,7 +292,6 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         tested,
     ]
     gr.on([asked.change, whose.input], None, cancels=running, show_progress="hidden")
-    gr.on(
-        [item.select, whose.input], partial(offer, studio), [asked, whose], [message, target, tokens],
-        show_progress="hidden", **looking,
-    )  # fmt: skip
+    offers = {"outputs": [message, target, tokens], "show_progress": "hidden"} | looking
+    gr.on([item.select, whose.input], partial(offer, studio), [asked, whose], **offers)
+    renewed.success(when_open("attribution", partial(offer, studio), 3), [opened, asked, whose], **offers)

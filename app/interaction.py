@@ -54,7 +54,7 @@ def draw(
 def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
     """Lay the tab out."""
     plot, sentence = gr.Plot(label="Interaction", show_label=False, render=False), gr.Markdown(render=False)
-    whose, message = picker(asked, [plot, sentence])
+    whose, message, _ = picker(asked, [plot, sentence])
     target = gr.Radio([ANSWER, DIFFERENCE], value=ANSWER, label="Target")
     press = gr.Button("Compute (about half a minute)", variant="primary")
     plot.render()

@@ -25,11 +25,12 @@ WRITE = """(place, question, left, right) => {
   mmptLink({seed: scene.get('seed'), objects: scene.get('objects'), question, left, right});
 }"""
 READ = "() => { window.mmptRead = true }"
-COPY = """async (place) => {
+COPY = f"""async (place, ...asked) => {{
+  ({WRITE})(place, ...asked);
   const kept = place ? 'Copied.' : 'Copied; but an uploaded picture is in no link.';
-  try { await navigator.clipboard.writeText(location.href); return kept; }
-  catch { return 'The link stands in the address bar; the browser does not let a page copy it.'; }
-}"""
+  try {{ await navigator.clipboard.writeText(location.href); return kept; }}
+  catch {{ return 'The link stands in the address bar; the browser does not let a page copy it.'; }}
+}}"""
 
 
 def write_tab(name: str, first: bool) -> str:

@@ -29,15 +29,18 @@ TABS = ("ask", "prompts", "attention", "attribution", "interaction", "tune", "ta
 
 def build(studio: Studio) -> gr.Blocks:
     """The page over a loaded model."""
-    with gr.Blocks(title="mmpt", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
+    with gr.Blocks(title="mmpt", analytics_enabled=False, delete_cache=(3600, 86400)) as page:
         gr.Markdown(INTRO)
-        asked, rated, again = gr.State(), gr.State({}), gr.State(False)
+        asked, rated, again, current = gr.State(), gr.State({}), gr.State(False), gr.State(TABS[0])
         with gr.Tabs() as tabs:
             items = {}
             for name in TABS:
                 with gr.Tab(name.capitalize(), id=name) as items[name]:
+                    # First, since what one event starts runs in order, and the rest may take a while.
+                    items[name].select(None, None, None, js=link.write_tab(name, first=name == TABS[0]))
+                    items[name].select(lambda name=name: name, None, current, queue=False, show_progress="hidden")
                     if name == "ask":
-                        parts = ask.tab(studio, asked, rated)
+                        parts = ask.tab(studio, asked, rated, link.WRITE)
                         with gr.Row():
                             copy = gr.Button("Copy a link to this", size="sm", min_width=110)
                             message = gr.HTML(elem_classes="message", render=False)
@@ -45,19 +48,19 @@ def build(studio: Studio) -> gr.Blocks:
                         message.render()
                         copied = gr.Markdown()
                     elif name == "tune":
-                        tune.tab(studio, parts["models"])
+                        start = tune.tab(studio, parts["models"])
                     elif name == "table":
                         table.tab()
+                    elif name in ("attention", "attribution"):
+                        LOOKS[name].tab(studio, asked, items[name], current)
                     else:
                         LOOKS[name].tab(studio, asked, items[name])
-                items[name].select(None, None, None, js=link.write_tab(name, first=name == TABS[0]))
         gr.Markdown(FOOTER)
-        written = [parts["place"], parts["question"], *parts["models"]]
-        gr.on([parts["button"].click, parts["question"].submit], None, written, None, js=link.WRITE)
-        copy.click(None, parts["place"], copied, js=link.COPY)
+        copy.click(None, [parts["place"], parts["question"], *parts["models"]], copied, js=link.COPY)
 
         def restore(request: gr.Request):
-            return link.restore(studio, TABS, request.query_params)
+            starts = gr.Dropdown(choices=tune.starts(studio))
+            return *link.restore(studio, TABS, request.query_params), starts
 
         def ask_again(again, *given):
             if again:
@@ -65,8 +68,9 @@ def build(studio: Studio) -> gr.Blocks:
 
         tab = gr.State()
         opened = page.load(
-            restore, None, [*parts["new"], parts["question"], *parts["models"], tab, again], show_progress="hidden"
-        )
+            restore, None, [*parts["new"], parts["question"], *parts["models"], tab, again, start],
+            show_progress="hidden",
+        )  # fmt: skip
         opened.then(None, js=link.READ)
         asks = parts["asks"] | {"fn": ask_again, "inputs": [again, *parts["asks"]["inputs"]]}
         answered = opened.then(**asks, api_visibility="private")

@@ -114,7 +114,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         gr.Plot(label="Nearest words", show_label=False, render=False),
     )
     others = gr.Markdown(render=False)
-    whose, message = picker(asked, [now, effect, bars, others, near])
+    whose, message, _ = picker(asked, [now, effect, bars, others, near])
     with gr.Row():
         with gr.Column(min_width=300):
             textual = gr.CheckboxGroup([], label="Textual prompts that are on", elem_classes="prompts")
@@ -146,7 +146,7 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab) -> None:
         renewed,
         renewed.success(partial(change, studio), given, **live),
         gr.on(
-            [textual.input, visual.input, textual_scale.release, visual_scale.release],
+            [textual.input, visual.input, textual_scale.input, visual_scale.input],
             partial(change, studio), given, **live,
         ),
         press.click(

@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import gradio as gr
+import torch
 from PIL import Image
 
 from mmpt.adapters import adapter_folder, free_name, method_of
@@ -31,7 +32,7 @@ from mmpt.mpt4lm.backbone import without_projector
 
 NONE = "none"  # as an adapter: the untouched model
 MAX_TUNED = 6  # adapters of visitors that are kept
-MAX_KEPT = 6  # results of looks inside, 10 to 20 MB each on "tiny"
+MAX_KEPT, MAX_BYTES = 6, 2**30  # results of looks inside: 10 to 20 MB each on "tiny", gigabytes on a 7B
 SHOWN = 672  # pixels: the longer side of a picture in a figure
 
 
@@ -203,9 +204,17 @@ class Studio:
         value = make()
         with self._keeping:
             self._kept[key] = value
-            while len(self._kept) > MAX_KEPT:
+            while (
+                len(self._kept) > MAX_KEPT or len(self._kept) > 1 and sum(map(_size, self._kept.values())) > MAX_BYTES
+            ):
                 self._kept.popitem(last=False)
         return value
+
+
+def _size(kept):
+    """Bytes of its tensors."""
+    values = kept if isinstance(kept, tuple) else vars(kept).values()
+    return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 
 
 def open_upload(path: str | None) -> Image.Image:
@@ -216,6 +225,8 @@ def open_upload(path: str | None) -> Image.Image:
     """
     if not path:
         raise InputError("There is no picture yet: choose an example, draw a scene or upload a file.")
+    if not os.path.exists(path):
+        raise InputError("The picture is not kept here any more; choose, draw or upload it again.")
     try:
         return open_picture(path)
     except InputError as error:

@@ -62,15 +62,17 @@ def accuracy(backbone: Backbone, asked, stop: threading.Event) -> float:
 class Run:
     """A tuning run in a thread of its own; `state` says what it does.
 
-    `before` and `after` (shares), `folder` of the adapter and `error` are None until they are known.
+    `before` and `after` (shares), `since` (when its steps began), `folder` of the adapter and `error` are None until
+    they are known.
     """
 
     def __init__(self, studio: Studio, tasks, start: str, n_questions: int = 4, **options):
         """`options` go to `TrainConfig`."""
         self.studio, self.start, self.n_questions, self.options = studio, start, n_questions, options
         self.tasks, self.stop = check_tasks(dict.fromkeys(tasks or ())), threading.Event()
-        self.out = Path(studio.work.name) / f"tuned-{next(_numbers)}"
-        self.before = self.after = self.folder = self.error = None
+        names = (f"tuned-{number}" for number in _numbers)
+        self.out = Path(studio.work.name) / next(name for name in names if name not in studio.folders)
+        self.before = self.after = self.folder = self.error = self.since = None
         self.state = "asking fresh questions, before tuning"
         self.thread = threading.Thread(target=self._work, daemon=True)
         self.thread.start()
@@ -96,7 +98,7 @@ class Run:
             if self.start != FRESH:
                 configuration = PeftConfig.from_pretrained(self._start())
                 configuration.inference_mode, options["start"] = False, self._start()
-            self.state = "tuning"
+            self.state, self.since = "tuning", time.monotonic()
             train(
                 backbone,
                 configuration,
@@ -155,7 +157,7 @@ def tune(studio: Studio, session: str, tasks, start: str, steps: int, pictures: 
             "is model B of the tab *Ask* now, and can be chosen there like the others."
         )
         pickers = gr.Dropdown(choices=studio.choices()), gr.Dropdown(choices=studio.choices(), value=name)
-        pickers += (gr.Dropdown(choices=_starts(studio)),)
+        pickers += (gr.Dropdown(choices=starts(studio)),)
         yield "", words, _curve(run.losses()), *pickers, gr.DownloadButton(value=file, interactive=True)
 
 
@@ -168,8 +170,8 @@ def stop(studio: Studio, session: str) -> str:
     return "Stopping ..."
 
 
-def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
-    """Lay the tab out; `models` are the pickers that the result is offered in."""
+def tab(studio: Studio, models: list[gr.Dropdown]) -> gr.Dropdown:
+    """Lay the tab out; `models` are the pickers that the result is offered in. Returns that of where to start."""
     gr.Markdown(
         "Tune prompts of your own on a few tasks, on pictures that are drawn for it. The models of the other tabs "
         "stay as they are, and others can go on asking."
@@ -178,7 +180,7 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
         with gr.Column(min_width=280):
             labels = [(f"{name}: {task.description}", name) for name, task in TASKS.items()]
             tasks = gr.Dropdown(labels, value=list(DEFAULT), multiselect=True, label="Tasks")
-            start = gr.Dropdown(_starts(studio), value=FRESH, label="Start from")
+            start = gr.Dropdown(starts(studio), value=FRESH, label="Start from")
             steps = gr.Slider(2, MAX_STEPS, 30, step=1, label="Steps", info="2 to 5 seconds each on a small machine")
             pictures = gr.Slider(1, 8, 4, step=1, label="Pictures a step")
             seed = gr.Number(0, label="Seed", precision=0)
@@ -202,9 +204,11 @@ def tab(studio: Studio, models: list[gr.Dropdown]) -> None:
         concurrency_id="tuning", show_progress="hidden", trigger_mode="once",
     )  # fmt: skip
     halt.click(end, None, state, queue=False, show_progress="hidden")
+    return start
 
 
-def _starts(studio):
+def starts(studio: Studio) -> list[str]:
+    """What a run can start from."""
     return [FRESH, *(name for name in list(studio.folders) if name in studio.starts)]
 
 
@@ -215,6 +219,7 @@ def _curve(losses):
 def _words(run, losses, steps, seconds):
     if run.state != "tuning" or not losses:
         return f"{run.state.capitalize()} ... {seconds:.0f} s"
-    left = f", about {(steps - len(losses)) * seconds / len(losses):.0f} s left" if len(losses) < steps else ""
+    step = (time.monotonic() - run.since) / len(losses)
+    left = f", about {(steps - len(losses)) * step:.0f} s left" if len(losses) < steps else ""
     before = f" Before tuning {run.before:.0%} of the fresh questions were answered right."
     return f"Step {len(losses)} of {steps}, loss {losses[-1]:.2f}{left}.{before}"

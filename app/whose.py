@@ -1,5 +1,7 @@
 """What every look inside begins with: which of the last answers is meant."""
 
+from collections.abc import Callable
+
 import gradio as gr
 
 from app.state import NONE, Asked, plain
@@ -30,10 +32,12 @@ def answer_of(asked: Asked | None, adapter: str | None) -> str:
     return asked.answers[adapter]
 
 
-def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
-    """The last question in words, then a choice of the model and a place for messages, both of which are returned.
+def picker(asked: gr.State, cleared: list):
+    """The last question in words, then a choice of the model and a place for messages.
 
     The place and `cleared` are emptied when another question is answered or another model is chosen.
+
+    Returns (choice, place, event that another question was answered).
     """
     words = gr.Markdown(about(None)[0], elem_classes="about")
     whose = gr.Radio([], label="Look into the answer of")
@@ -44,9 +48,14 @@ def picker(asked: gr.State, cleared: list) -> tuple[gr.Radio, gr.HTML]:
         choices = [] if asked is None else [(name_of(adapter), adapter) for adapter in asked.answers]
         return text, gr.Radio(choices=choices, value=first), None, *[None] * len(cleared)
 
-    asked.change(renew, [asked, whose], [words, whose, message, *cleared], show_progress="hidden")
+    renewed = asked.change(renew, [asked, whose], [words, whose, message, *cleared], show_progress="hidden")
     whose.input(lambda: (None, *[None] * len(cleared)), None, [message, *cleared], show_progress="hidden", queue=False)
-    return whose, message
+    return whose, message, renewed
+
+
+def when_open(tab: str, function: Callable, outputs: int) -> Callable:
+    """`function` of all arguments but the first, the open tab's name; where that is another, all outputs stay."""
+    return lambda opened, *given: function(*given) if opened == tab else [gr.skip()] * outputs
 
 
 def name_of(adapter: str) -> str:

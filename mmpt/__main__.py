@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import os
 import sys
 from functools import partial
 
@@ -113,6 +114,8 @@ def score(args):
 
     if args.json:
         check_writable(args.json)
+        if os.path.realpath(args.json) == os.path.realpath(args.file):
+            raise InputError(f"{args.json} holds the predictions; give another file for the result.")
     result = {"metric": args.metric} | score(args.metric, read_answered(args.metric, args.file), args.parser)
     print(render(result))
     if args.json:
@@ -126,7 +129,7 @@ def table(args):
     from mmpt.rows import BUDGETS
     from mmpt.table import summarise, write
 
-    name = args.name or ("quick" if args.quick else "main")
+    name = "quick" if args.quick and args.name in (None, "main") else args.name or "main"
     budget = BUDGETS.get(name) or BUDGETS["quick" if args.quick else "full"]
     results = Path(args.results) / budget.name
     found = run_table(name, budget, results, Path(args.work) / budget.name)
@@ -173,8 +176,8 @@ def scenes(args):
 
     if args.n < 1:
         raise InputError(f"--n is {args.n}; give a number of at least 1.")
-    if not 0 <= args.seed < 2**32:
-        raise InputError(f"--seed is {args.seed}; give one from 0 to {2**32 - 1}: the others train and test models.")
+    if not 0 <= args.seed <= 2**32 - args.n:
+        raise InputError(f"--seed is {args.seed}; give one from 0 to {2**32 - args.n}: others train and test models.")
     if args.size > 4096:
         raise InputError(f"--size is {args.size}; give one from 56 to 4096 pixels.")
     try:

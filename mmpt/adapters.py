@@ -14,8 +14,13 @@ from mmpt.files import ASSETS, read_json
 def free_name(folder: Path, taken: dict[str, Path | None]) -> str:
     """What the adapter in `folder` is called beside those that are `taken`: as the folder, numbered if need be."""
     own = folder.name.replace(".", "_")
-    names = (own, *(f"{own}-{n}" for n in range(2, len(taken) + 2)))
-    return next(name for name in names if name not in taken or taken[name] == folder)
+    names = (own, *(f"{own}-{n}" for n in range(2, len(taken) + 3)))
+    return next(name for name in names if may_be_called(name) and (name not in taken or taken[name] == folder))
+
+
+def may_be_called(name: str) -> bool:
+    """Whether an adapter may have this name, by which PEFT puts it into a torch module: such as "train" is taken."""
+    return "." not in name and not hasattr(nn.ModuleDict(), name)
 
 
 def adapter_folder(adapter: str | Path) -> Path:
@@ -42,7 +47,11 @@ def adapter_settings(folder: Path) -> dict:
     """What an adapter's folder says of it; InputError where that is no JSON, or the weights are missing."""
     if not any(os.path.isfile(folder / f"adapter_model.{kind}") for kind in ("safetensors", "bin")):
         raise InputError(f"{folder} holds adapter_config.json, but no weights; copy adapter_model.safetensors too.")
-    return read_json(folder / "adapter_config.json", "an adapter's settings, as `python -m mmpt train` writes them")
+    wanted = "an adapter's settings, as `python -m mmpt train` writes them"
+    settings = read_json(folder / "adapter_config.json", wanted)
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / 'adapter_config.json'} is no JSON object; give {wanted}.")
+    return settings
 
 
 def method_of(adapter: str | Path) -> str | None:

@@ -28,11 +28,11 @@ from transformers import (
 )
 
 import mmpt.m2pt  # noqa: F401  (registers the method, so that its adapters load)
-from mmpt.adapters import adapter_folder, adapter_settings, free_name, method_of, taken_off
+from mmpt.adapters import adapter_folder, adapter_settings, free_name, may_be_called, method_of, taken_off
 from mmpt.chat import Chat
 from mmpt.errors import InputError, first_line
 from mmpt.files import ASSETS
-from mmpt.loading import BITS, default_dtype, load_pretrained
+from mmpt.loading import BITS, check_in_memory, default_dtype, load_pretrained
 from mmpt.tiny.language import IMAGE_TOKEN, language_model_folder
 from mmpt.tiny.vision import IMAGE_SIZE, MEAN, PATCH_SIZE, STD, vision_config
 
@@ -73,7 +73,10 @@ class Backbone(Chat):
         self.check_home(folder)
         loaded = self.model.peft_config if isinstance(self.model, PeftModel) else {}
         name = name or free_name(folder, {n: self.adapters.get(n) for n in loaded})
+        if not may_be_called(name):
+            raise InputError(f"No adapter can be called {name!r}, by torch's rules; give another name, without dots.")
         if name not in loaded:
+            self._check_room(folder)
             self._load(folder, name)
         elif self.adapters.get(name) != folder:
             raise InputError(f"The name {name!r} is taken by another adapter than that in {folder}; give another.")
@@ -86,11 +89,24 @@ class Backbone(Chat):
         """InputError if the adapter in `folder` is another backbone's: widths and depths can agree by chance, so the
         name must too; the model's own part of it, not the path."""
         home = adapter_settings(folder).get("base_model_name_or_path")
-        if home and Path(home).name != Path(self.name).name:
+        if home and Path(str(home)).name != Path(self.name).name:
             raise InputError(
                 f"The adapter in {folder} was tuned on {home!r}, and this backbone is {self.name!r}: load it on the "
                 "backbone that it was tuned on. Where that only goes by another name here, write the name into the "
                 "adapter's adapter_config.json, base_model_name_or_path."
+            )
+
+    def _check_room(self, folder):
+        """InputError if what the model is, or carries already, leaves no place for the adapter in `folder`."""
+        check_in_memory(self.model)
+        method = adapter_settings(folder).get("peft_type")
+        carried = (
+            {c.peft_type.value for c in self.model.peft_config.values()} if isinstance(self.model, PeftModel) else {}
+        )
+        if carried and method not in carried:
+            raise InputError(
+                f"{folder} holds an adapter of {method}, and the backbone carries one of {carried.pop()}; PEFT takes "
+                "one method at a time: load the backbone afresh."
             )
 
     def _load(self, folder, name):
@@ -105,7 +121,7 @@ class Backbone(Chat):
             self._take_off(folder, name)
             if isinstance(error, SafetensorError):
                 raise InputError(f"The weights in {folder} are damaged ({error}); copy or tune them again.") from error
-            if not isinstance(error, (RuntimeError, ValueError, KeyError)):
+            if not isinstance(error, (RuntimeError, ValueError, KeyError, TypeError)):
                 raise
             raise InputError(
                 f"The adapter in {folder} does not fit the backbone {self.name}: {first_line(error)} "

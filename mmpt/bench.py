@@ -89,7 +89,7 @@ def bench(backbone_name: str = "tiny", work: Work = FULL, methods: tuple[str, ..
                 bar.update()
     medians = {name: {what: median(found) for what, found in times[name].items()} for name in methods}
     rate = matmul_rate(backbone.model.device, backbone.model.dtype)
-    del backbone
+    del backbone, runner, run
     torch.cuda.empty_cache()  # for the processes that measure memory
     peaks = {name: _peak(name, backbone_name, work) for name in tqdm(methods, desc="memory")}
     rows = [{"method": n} | medians[n] | {"peak_mib": peaks[n], "tunable": tunable[n]} for n in methods]
@@ -134,7 +134,7 @@ def ready(name: str, backbone: Backbone, work: Work) -> Iterator[Runner]:
     """The method `name` of `ROWS` on a backbone, which is as it was afterwards."""
     torch.manual_seed(0)
     plain, tokenizer = backbone.model, backbone.processor.tokenizer
-    trained = [p.requires_grad for p in plain.parameters()]
+    was = [(p.requires_grad, p.dtype) for p in plain.parameters()]
     config = TrainConfig("", pictures=work.pictures, turns=work.turns)
     scenes, turns = zip(*(conversation(config, 0, i) for i in range(work.pictures)))
     images = [scene.image for scene in scenes]
@@ -158,8 +158,9 @@ def ready(name: str, backbone: Backbone, work: Work) -> Iterator[Runner]:
             finally:
                 taken_off(model)
     finally:
-        for parameter, before in zip(plain.parameters(), trained):
-            parameter.requires_grad_(before).grad = None
+        for parameter, (trained, dtype) in zip(plain.parameters(), was):
+            parameter.requires_grad_(trained).grad = None
+            parameter.data = parameter.data.to(dtype)
         plain.eval()
 
 
@@ -171,18 +172,24 @@ def _config(name, tokenizer, work):
 
 def _tuned(model, inputs, asked) -> Runner:
     tuned = [p for p in model.parameters() if p.requires_grad]
+    types = [p.dtype for p in tuned]
     loss_of, optimizer = AnswerLoss(model), torch.optim.AdamW(tuned, lr=0.0)  # all of its work, and nothing moves
     labels = (inputs["labels"] != -100).sum()
 
     def step():
         model.train()
+        for p in tuned:
+            p.data = p.data.float()  # as `train` holds what it tunes
         (loss_of(inputs) / labels).backward()
         optimizer.step()
         optimizer.zero_grad()
 
     def answer():
         model.eval()
-        _generate(model, **asked)
+        for p, dtype in zip(tuned, types):
+            p.data = p.data.to(dtype)
+        with torch.inference_mode():  # as `Backbone.answer` has it
+            _generate(model, **asked)
 
     return Runner(step, answer, sum(p.numel() for p in tuned))
 

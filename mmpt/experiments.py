@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from mmpt.errors import InputError
-from mmpt.files import make_folder, write_whole
+from mmpt.files import make_folder, read_json, write_whole
 from mmpt.methods import METHODS
 from mmpt.rows import MAIN, Budget, Experiment, configuration, rows_of
 from mmpt.suites import VERSION
@@ -66,8 +66,8 @@ def _measured(file, budget):
     """What `file` holds, None if there is none; InputError if it cannot stand beside what is measured now."""
     if not file.exists():
         return None
-    result = json.loads(file.read_text())
-    if result["budget"] != _plain(budget):
+    result = read_json(file, "what `python -m mmpt table` wrote, or remove it")
+    if not isinstance(result, dict) or result.get("budget") != _plain(budget):
         raise InputError(f"{file} was measured on another budget; remove it, or give another --results.")
     if result.get("questions") != VERSION:
         raise InputError(f"{file} was measured with other questions; remove it, or give another --results.")

@@ -26,7 +26,7 @@ def read_jsonl(file: str | Path, fields: tuple[str, ...]) -> list[tuple[str, dic
         where = f"{file}, line {number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # an endless number, an endless list
             row = None
         if not isinstance(row, dict):
             raise InputError(f"{where} is not a JSON object; write one with {wanted} a line.")
@@ -43,7 +43,7 @@ def read_json(file: Path, wanted: str):
     """A JSON file's content; InputError, naming what is `wanted`, where there is none."""
     try:
         return json.loads(read_text(file, wanted))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is no JSON ({error}); give {wanted}.") from None
 
 

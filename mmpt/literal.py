@@ -33,7 +33,7 @@ class LiteralM2PT(nn.Module):
         tower = model.model.vision_tower
         patches = tower.pre_layrnorm(tower.embeddings(pixel_values))
         for layer, prompts in zip(tower.encoder.layers, self.visual):
-            both = layer(torch.cat([patches, prompts.expand(len(patches), -1, -1)], 1), None)
+            both = layer(torch.cat([patches, prompts.to(patches).expand(len(patches), -1, -1)], 1), None)
             patches, slots = both[:, : patches.shape[1]], both[:, patches.shape[1] :]
         seen = model.model.multi_modal_projector(torch.cat([slots, patches[:, 1:]], 1))  # without CLS
         text = model.get_input_embeddings()(input_ids)
@@ -48,7 +48,7 @@ class LiteralM2PT(nn.Module):
         positions = torch.arange(P + embeds.shape[1], device=embeds.device)[None]
         rotary = llm.rotary_emb(embeds, positions)
         for layer, prompts in zip(llm.layers, self.textual):
-            whole = torch.cat([prompts.expand(len(embeds), -1, -1), embeds], 1)
+            whole = torch.cat([prompts.to(embeds).expand(len(embeds), -1, -1), embeds], 1)
             embeds = layer(whole, position_embeddings=rotary, past_key_values=cache)[:, P:]
         return llm.norm(embeds)
 

@@ -2,8 +2,8 @@
 
 from typing import Any
 
+import psutil
 import torch
-from accelerate.utils import get_max_memory
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.integrations.accelerate import get_max_memory
 
 from mmpt.errors import InputError, first_line
 from mmpt.m2pt.backbone import find_backbone
@@ -110,21 +111,36 @@ def weights_size(model: PreTrainedModel, dtype: torch.dtype, quantize: str | Non
 
 
 def _check_memory(name, model, dtype, device, quantize, device_map):
-    free, place = get_max_memory(), device.type
-    if place == "cuda":
-        place = torch.cuda.current_device() if device.index is None else device.index
-    alone = free.get(place, sum(free.values()))
-    have, needed = sum(free.values()) if device_map else alone, weights_size(model, dtype, quantize)
+    needed = weights_size(model, dtype, quantize)
+    have = sum(get_max_memory().values()) if device_map else _free(device)
     if needed <= have:
         return
+    gpus = sum(free for place, free in get_max_memory().items() if place != "cpu")
     fewer = {} if quantize else {kind: weights_size(model, dtype, kind) for kind in BITS}
     ways = [f'quantize="{kind}" ({_gib(size)})' for kind, size in fewer.items() if size <= have]
-    ways += ['device_map="auto"'] * (device_map is None and needed <= sum(free.values()))
+    ways += ['device_map="auto"'] * (device_map is None and needed <= gpus)
     how, where = quantize or str(dtype).removeprefix("torch."), "all devices together" if device_map else device
     raise InputError(
         f"The weights of {name!r} take {_gib(needed)} in {how}, and {_gib(have)} are free on {where}: "
         f"{'give ' + ' or '.join(ways) if ways else 'take a smaller model'}."
     )
+
+
+def _free(device):
+    """Bytes; of a GPU with what torch keeps and does not use. Others are left alone: a look takes some of theirs."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + unused
+
+
+def check_in_memory(model: PreTrainedModel) -> None:
+    """InputError if `device_map` keeps some of the weights off the devices: no adapter can be put there."""
+    if any(p.is_meta for p in model.parameters()):
+        raise InputError(
+            "Some of the backbone's weights are kept off the devices, where no adapter can stand; load it with "
+            'quantize, on more GPUs, or with device="cpu".'
+        )
 
 
 def _gib(size):

@@ -52,6 +52,8 @@ def make_scaler(model: nn.Module, accelerator: Accelerator) -> torch.amp.GradSca
     for family in FAMILIES:
         if fp16 and not family.float16 and any(isinstance(module, family.model) for module in model.modules()):
             raise InputError(f"{family.name} overflows in fp16; hold the weights in bf16 or fp32 (--precision).")
+    if fp16 and model.config.is_encoder_decoder:
+        raise InputError("T5 overflows in fp16; hold the weights in bf16 or fp32 (--precision).")
     if fp16 and accelerator.distributed_type == "FSDP":
         raise InputError("fp16 scales the loss, which FSDP does not take; hold the weights in bf16.")
     return torch.amp.GradScaler(accelerator.device.type, enabled=fp16)

@@ -31,7 +31,8 @@ from mmpt.precision import PRECISIONS
 
 TRACKERS = {"tensorboard": is_tensorboard_available, "wandb": is_wandb_available}
 _LOG, _CHECKPOINT, _ADAPTER, _RECORD = "log.jsonl", "checkpoint.pt", "adapter_config.json", "training.json"
-_MAY_CHANGE = ("out", "save_every", "log_every", "resume", "report_to")  # when a run is resumed
+_PASSING = ("out", "save_every", "log_every", "resume", "report_to")  # no part of what a run is
+_MAY_CHANGE = {"accumulate", "gradient_checkpointing"}  # when it is resumed, such as where memory ran out
 
 
 def describe(backbone, peft_config, config, examples) -> dict:
@@ -41,7 +42,7 @@ def describe(backbone, peft_config, config, examples) -> dict:
     run = {
         "backbone": backbone.name,
         "method": {k: v for k, v in peft_config.to_dict().items() if k not in passing} if peft_config else {},
-        "config": {k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE},
+        "config": {k: v for k, v in asdict(config).items() if k not in _PASSING},
         "loaded": {"dtype": str(dtype).removeprefix("torch."), "quantize": backbone.quantize},
     }
     if examples:
@@ -73,7 +74,7 @@ def check_same(before: dict, run: dict, out: Path) -> None:
     now = _settings(run)
     changed = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
+        for name in sorted((before.keys() | now.keys()) - _MAY_CHANGE)
         if not _alike(name, before.get(name), now.get(name))
     ]
     if changed:

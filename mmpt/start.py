@@ -6,6 +6,7 @@ from copy import deepcopy
 import torch
 from peft import (
     PeftModel,
+    PrefixTuningConfig,
     get_peft_model,
     get_peft_model_state_dict,
     load_peft_weights,
@@ -15,6 +16,7 @@ from safetensors import SafetensorError
 
 from mmpt.adapters import adapter_folder, adapter_settings
 from mmpt.errors import InputError, first_line
+from mmpt.loading import check_in_memory
 from mmpt.m2pt import M2PTConfig
 from mmpt.m2pt.backbone import find_backbone
 from mmpt.precision import PRECISIONS
@@ -27,6 +29,9 @@ def begin(backbone, peft_config, config):
     """The model with what is tuned on it, as it is before the first step."""
     if config.relative_lr and not isinstance(peft_config, M2PTConfig):
         raise InputError(f"relative_lr is {config.relative_lr:g}, and this method has no prompts of M²PT; give lr.")
+    if config.gradient_checkpointing and isinstance(peft_config, PrefixTuningConfig):
+        raise InputError("A prefix is a cache, which gradient checkpointing leaves out; tune it without.")
+    check_in_memory(backbone.model)
     torch.manual_seed(config.seed)
     if peft_config is None:
         if config.start:

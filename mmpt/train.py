@@ -18,9 +18,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import GradientAccumulationPlugin
 from peft import PeftConfig, PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from torch.nn import functional
 from tqdm.auto import tqdm
@@ -42,7 +44,8 @@ _LEAST_SCALE = 1e-3  # of the loss under fp16: a gradient that overflows still w
 
 @dataclass
 class TrainConfig:
-    """How to tune. A step's pictures are shared out among processes and accumulated parts: neither changes the result.
+    """How to tune. A step's pictures are shared out among processes and accumulated parts: neither changes the result
+    but for the masks of LoRA's dropout.
 
     Raises:
         InputError: a field out of its range.
@@ -141,8 +144,11 @@ def train(
         torch.cuda.set_device(backbone.model.device)  # else accelerate would move the model to the first
     # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    cpu = backbone.model.device.type == "cpu"
+    if PartialState(cpu=cpu).num_processes == 1:  # else an earlier run's device and types would hold
+        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
-        cpu=backbone.model.device.type == "cpu",
+        cpu=cpu,
         # Given, since else the launcher's environment would say, and change what is computed.
         mixed_precision="no",
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
@@ -225,15 +231,17 @@ def _tune(backbone, peft_config, config, examples, run, saved, accelerator, on_s
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
-        # What was tuned is in fp32, the vision encoder may not be: it could not be asked.
         _leave(model, config, loaded if peft_config is None else None)
 
 
 def _leave(model, config, dtype):
-    """So that it can be asked, in `dtype` if one is given."""
+    """So that it can be asked, in `dtype` if one is given: what was tuned is in fp32, the rest may not be."""
     model.eval()
     if dtype:
         model.to(dtype)
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.to(next(module.original_module.parameters()).dtype)
     if config.gradient_checkpointing:
         model.gradient_checkpointing_disable()
 
@@ -260,7 +268,7 @@ class AnswerLoss(nn.Module):
         def pick(head, arguments):
             # PEFT's prompt tuning leaves its virtual tokens in front: the last T positions are the caller's.
             hidden = arguments[0][:, -labels.shape[1] :]
-            return (hidden[rows, columns], *arguments[1:])
+            return (hidden[rows.to(hidden.device), columns.to(hidden.device)], *arguments[1:])
 
         method = getattr(self.model, "active_peft_config", None)
         if not getattr(method, "is_prompt_learning", False):  # prefix tuning's prompt is a cache

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_hosts import NEEDED, backbone_of, make_host
 from tokenizers.processors import TemplateProcessing
@@ -442,6 +442,7 @@ def test_memory_is_estimated_before_weights_are_fetched(tmp_path, monkeypatch):
 
     memory = {0: plain, "cpu": weights_size(model, torch.float32, "4bit")}
     monkeypatch.setattr("mmpt.loading.get_max_memory", lambda: memory)
+    monkeypatch.setattr("mmpt.loading._free", lambda device: memory[device.type])
     ways = r'give quantize="4bit" \(0.0 GiB\) or device_map="auto"\.$'
     with pytest.raises(InputError, match=f"take 0.0 GiB in float32, and 0.0 GiB are free on cpu: {ways}"):
         mmpt.load(tmp_path, device="cpu")
@@ -453,3 +454,24 @@ def test_memory_is_estimated_before_weights_are_fetched(tmp_path, monkeypatch):
     memory["cpu"] = plain
     with pytest.raises(InputError, match="could not be loaded"):  # it fits, but the weights are missing
         mmpt.load(tmp_path, device="cpu")
+
+
+def test_a_folder_may_have_a_name_that_torch_needs(tmp_path):
+    backbone = tiny_backbone()
+    config = mmpt.M2PTConfig(num_textual_prompts=2, num_visual_prompts=2)
+    out = train(tiny_backbone(), config, TrainConfig(tmp_path / "train", steps=1, pictures=1, turns=1))
+    assert backbone.add_adapter(out) == "train-2" == backbone.add_adapter(out)
+    with pytest.raises(InputError, match="No adapter can be called 'eval'"):
+        backbone.add_adapter(out, "eval")
+
+
+def test_adapters_of_two_methods_do_not_share_a_backbone(tmp_path):
+    backbone, size = tiny_backbone(), {"steps": 1, "pictures": 1, "turns": 1}
+    lora = train(tiny_backbone(), LoraConfig(target_modules=["q_proj"]), TrainConfig(tmp_path / "a", **size))
+    m2pt = train(tiny_backbone(), mmpt.M2PTConfig(), TrainConfig(tmp_path / "b", **size))
+    backbone.add_adapter(m2pt)
+    with pytest.raises(InputError, match="holds an adapter of LORA, and the backbone carries one of M2PT; PEFT takes"):
+        backbone.add_adapter(lora)
+    (lora / "adapter_config.json").write_text("[]")
+    with pytest.raises(InputError, match="adapter_config.json is no JSON object; give an adapter's settings"):
+        backbone.add_adapter(lora)

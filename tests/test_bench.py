@@ -57,6 +57,17 @@ def test_a_row_runs_and_leaves_no_trace(backbone, name):
     assert (runner.tunable == 0) == (name in ("floor", "base"))
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_rows_run_in_16_bits(backbone, name):
+    """What a method tunes is in fp32 while it is tuned, as by `train`."""
+    backbone.model.bfloat16()
+    with ready(name, backbone, WORK) as runner:
+        runner.step()
+        runner.answer()
+        runner.step()
+    assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}
+
+
 def test_the_floor_reads_what_m2pt_reads_but_its_textual_prompts(backbone):
     lengths = {}
     llm = backbone.model.model.language_model

@@ -51,7 +51,7 @@ def test_help_needs_no_torch():
         (["evaluate", "--suite", "mme"], "lmms-lab/MME cannot be read from the hub"),
         (["evaluate", "--suite", "base", "--limit", "0"], "--limit is 0; give a number of at least 1"),
         (["scenes", "--n", "0", "--out", "x"], "--n is 0; give a number"),
-        (["scenes", "--seed", "-1", "--out", "x"], "--seed is -1; give one from 0 to 4294967295"),
+        (["scenes", "--seed", "-1", "--out", "x"], "--seed is -1; give one from 0 to 42949672"),
         (["scenes", "--size", "9999", "--out", "x"], "--size is 9999; give one from 56 to 4096"),
         (["ask", "PICTURE", "What?", "--out", "o"], "--out is o; it goes with --batch FILE.jsonl"),
         (["ask", "--batch", "none.jsonl", "--out", "no/o"], "no/o cannot be written"),

@@ -9,8 +9,10 @@ from helpers import tiny_backbone
 from mmpt.errors import InputError
 from mmpt.evaluate import evaluate, render
 from mmpt.mini_mme import MME_SUBTASKS
+from mmpt.scenes import SEEDS, make_scene
 from mmpt.suites import SUITES, TOGETHER
 from mmpt.tasks import TASKS
+from mmpt.tiny.describe import describe
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,8 @@ def test_mini_asks_every_suite(mini):
     assert mini["suites"]["mini-mme"]["n"] == 2 * len(MME_SUBTASKS)  # pairs stay whole: a limit of 1 gives 2
     assert mini["suites"]["mini-pope"]["n"] == 2 * 3 and mini["suites"]["mini-vsr"]["n"] == 2
     assert mini["n"] == sum(result["n"] for result in mini["suites"].values())
+    rest = [mini["figures"][name] for name in TOGETHER["mini"] if name != "mini-mme"]
+    assert mini["figures"]["average"] == pytest.approx(sum(rest) / 7)
     assert json.loads(json.dumps(mini)) == mini
     shown = render(mini)
     assert all(name in shown for name in TOGETHER["mini"]) and "average" in shown
@@ -87,6 +91,34 @@ def test_some_tasks_are_asked_what_they_are_asked_among_all(backbone, monkeypatc
     for name in ("count", "one_or_several"):
         assert (some["figures"][name], some["chance"][name]) == (every["figures"][name], every["chance"][name])
     assert some["figures"]["mean"] == pytest.approx((some["figures"]["count"] + some["figures"]["one_or_several"]) / 2)
+
+
+def test_skipped_questions_are_not_asked(backbone, monkeypatch):
+    asked = []
+
+    def answer(self, images, texts, n):
+        asked.extend((image.tobytes(), text) for image, text in zip(images, texts))
+        return ["one"] * len(texts)
+
+    monkeypatch.setattr(type(backbone), "answer", answer)
+
+    def of(**options):
+        asked.clear()
+        evaluate(backbone, "tasks", tasks=["count", "colour"], **options)
+        return Counter(asked)
+
+    assert of(limit=2) + of(limit=2, skip=2) == of(limit=4)
+
+
+def test_descriptions_are_compared_with_their_scenes(backbone, monkeypatch):
+    """A model that says of the first half of the scenes all there is, and nothing of the others."""
+    scenes = [make_scene(SEEDS["base_test"] + i) for i in range(8)]
+    said = iter([describe(scene) for scene in scenes[:4]] + [""] * 4)
+    monkeypatch.setattr(type(backbone), "answer", lambda self, images, texts, n: [next(said) for _ in texts])
+    figures = evaluate(backbone, "base", limit=8)["figures"]
+    share = sum(len(s.objects) for s in scenes[:4]) / sum(len(s.objects) for s in scenes)
+    assert figures["objects named"] == pytest.approx(100 * share)
+    assert (figures["names said that are not there"], figures["background"]) == (0, 50)
 
 
 def test_the_first_questions_of_a_suite_are_of_every_label():

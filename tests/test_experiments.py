@@ -112,6 +112,21 @@ def test_what_was_tuned_is_asked_as_it_is_loaded(monkeypatch, tmp_path):
     assert [n for _, n, _ in asked[2:]] == [2 * (len(TASKS) // 2)] * 2
 
 
+def test_a_whole_tuned_model_is_asked_itself(monkeypatch, tmp_path):
+    loaded = []
+
+    def load(name, adapter):
+        loaded.append((name, adapter, (Path(name) / "model.safetensors").exists()))
+        return tiny_backbone()
+
+    monkeypatch.setattr(mmpt, "load", load)
+    monkeypatch.setitem(METHODS, "full", replace(METHODS["full"], load=lambda name: tiny_backbone()))
+    row = Experiment("full", "Full", "full", suites="mpt4lm", tasks=("count",))
+    found = _measure(row, 0, 1.0, replace(SMALL, steps=1, limit=1, validation=1), tmp_path, "mpt4lm")
+    assert loaded == [(tmp_path / "full-s0-x1", None, True)] and found["suites"]["backbone"] == "tiny"
+    assert not (tmp_path / "full-s0-x1").exists()  # half a gigabyte
+
+
 @pytest.fixture
 def measured(monkeypatch):
     """Stands in for the measuring process: what was asked of it, and figures that favour twice the rate."""
@@ -133,6 +148,12 @@ def test_nothing_is_measured_twice(measured, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="m2pt-s0.json was measured on another budget; remove it"):
         run(MAIN[1], 0, GRID, tmp_path / "results", tmp_path / "work")
     assert sorted(file.name for file in (tmp_path / "results").iterdir()) == ["align-s0.json", "m2pt-s0.json"]
+    broken = tmp_path / "broken" / "m2pt-s0.json"
+    broken.parent.mkdir()
+    for text, sentence in (('{"budget": {', "is no JSON"), ("{}", "was measured on another budget")):
+        broken.write_text(text)
+        with pytest.raises(InputError, match=f"m2pt-s0.json {sentence}.*remove it"):
+            run(MAIN[1], 0, SMALL, broken.parent, tmp_path / "work")
     monkeypatch.setattr(mmpt.experiments, "VERSION", "another")
     with pytest.raises(InputError, match="m2pt-s0.json was measured with other questions; remove it"):
         run(MAIN[1], 0, SMALL, tmp_path / "results", tmp_path / "work")

@@ -1,6 +1,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 
 def tracked():
+    if not shutil.which("git"):
+        pytest.skip("Without git there is no list of the project's files.")
     found = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
     if found.returncode:
         pytest.skip("The folder is no git checkout, so there is no list of the project's files.")

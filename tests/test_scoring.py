@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,7 +226,11 @@ def test_files(tmp_path, capsys):
     (tmp_path / "existence.txt").write_text(MME.format("none"))
     (tmp_path / "count.txt").write_text(MME.format("Yes"))
     assert main(["score", "--metric", "mme", str(tmp_path / "existence.txt"), "--parser", "official"]) == 0
-    assert "existence acc " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "existence acc " in out and "parser official" in out
+    same = str(tmp_path / "count.txt")
+    assert main(["score", "--metric", "mme", same, "--json", same]) == 2 and "Yes" in Path(same).read_text()
+    assert "holds the predictions; give another file" in capsys.readouterr().err
     assert score("mme", read_answered("mme", tmp_path))["figures"]["perception"] == 200 + 50
     lines = [{"id": 1, "prediction": "Yes", "answer": "yes", "category": "random"},
              {"id": 2, "prediction": "No", "answer": "yes", "split": "popular"}]  # fmt: skip

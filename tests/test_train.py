@@ -29,6 +29,7 @@ from transformers import AutoModelForImageTextToText
 
 import mmpt
 import mmpt.data
+import mmpt.methods
 import mmpt.runs
 import mmpt.train
 from mmpt.data import conversation
@@ -252,6 +253,18 @@ def test_relative_rates_want_prompts_of_ours(tmp_path, method):
         run(tmp_path, method, relative_lr=0.5)
 
 
+def test_a_prefix_is_not_tuned_with_checkpointing(tmp_path):
+    with pytest.raises(InputError, match="A prefix is a cache, which gradient checkpointing leaves out"):
+        run(tmp_path, "prefix tuning", gradient_checkpointing=True)
+
+
+def test_weights_that_are_elsewhere_are_not_tuned(tmp_path):
+    backbone = tiny_backbone()
+    backbone.model.lm_head.to("meta")
+    with pytest.raises(InputError, match="weights are kept off the devices, where no adapter can stand"):
+        train(backbone, METHODS["m2pt"](), settings(tmp_path))
+
+
 def test_accumulation_does_not_change_the_result(tmp_path):
     changes = {"pictures": 4, "steps": 3}
     whole = run(tmp_path / "whole", "m2pt", **changes)
@@ -288,6 +301,17 @@ def test_frozen_weights_are_held_in_16_bits_and_what_is_tuned_in_32(tmp_path, me
     run(exact, method, steps=2)
     expected = json.loads((exact / "log.jsonl").read_text())["loss"]
     assert json.loads(log)["loss"] == pytest.approx(expected, rel=0.02)
+    scene, _ = conversation(settings("x"), 0, 0)
+    assert len(backbone.answer([scene.image], ["Hello?"], 3)) == 1
+
+
+@pytest.mark.parametrize("loaded, precision", [(None, "bf16"), (None, "fp16"), (torch.bfloat16, None)])
+def test_a_copy_of_the_projector_is_left_in_the_type_of_what_stands_before_it(tmp_path, loaded, precision):
+    backbone = tiny_backbone()
+    backbone.model.to(loaded)
+    lora = mmpt.methods.METHODS["lora"].configure(backbone.processor.tokenizer)
+    out = train(backbone, lora, settings(tmp_path / "out", precision=precision, steps=2))
+    assert {value.dtype for value in load_file(out / "adapter_model.safetensors").values()} == {torch.float32}
     scene, _ = conversation(settings("x"), 0, 0)
     assert len(backbone.answer([scene.image], ["Hello?"], 3)) == 1
 
@@ -332,6 +356,13 @@ def test_fp16_is_refused_where_activations_overflow():
     make_scaler(model, Accelerator(cpu=True))
     with pytest.raises(InputError, match="Gemma 3 overflows in fp16; hold the weights in bf16 or fp32"):
         make_scaler(model.half(), Accelerator(cpu=True))
+
+
+def test_fp16_is_refused_for_t5(tmp_path):
+    t5 = SimpleNamespace(config=SimpleNamespace(is_encoder_decoder=True), parameters=lambda: [torch.zeros(1).half()])
+    t5.modules = list
+    with pytest.raises(InputError, match="T5 overflows in fp16; hold the weights in bf16 or fp32"):
+        make_scaler(t5, Accelerator(cpu=True))
 
 
 def test_fp16_finds_a_scale_at_which_no_gradient_overflows(tmp_path, monkeypatch):
@@ -461,6 +492,24 @@ def test_only_the_same_run_is_resumed(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="dtype was 'float32' and is 'bfloat16'"):
         backbone.model.bfloat16()
         train(backbone, METHODS["lora"](), settings(out, resume=True))
+
+
+@pytest.mark.parametrize("changes", [{"accumulate": 2}, {"gradient_checkpointing": True}])
+def test_a_run_may_go_on_with_less_memory(tmp_path, monkeypatch, changes):
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 5)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path / "out", "m2pt")
+    saving, plain = run(tmp_path / "out", "m2pt", resume=True, **changes), run(tmp_path / "plain", "m2pt")
+    for name in plain:
+        torch.testing.assert_close(saving[name], plain[name], atol=2e-5, rtol=1e-3)
+
+
+def test_an_earlier_use_of_accelerate_does_not_matter(tmp_path):
+    plain = run(tmp_path / "plain", steps=2)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True, mixed_precision="bf16")
+    assert same(run(tmp_path / "later", steps=2), plain)
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch):

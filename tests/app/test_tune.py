@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 
 from app.ask import ask
 from app.state import Studio
-from app.tune import FRESH, Stopped, _starts, accuracy, questions, stop, tune
+from app.tune import FRESH, Stopped, accuracy, questions, starts, stop, tune
 from mmpt.tasks import correct
 
 GIVEN = (["background", "count"], FRESH, 3, 2, 0)
@@ -41,9 +41,9 @@ def test_only_adapters_of_m2pt_are_gone_on_from(adapters, tmp_path):
     backbone = tiny_backbone()
     get_peft_model(backbone.model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
     studio = Studio(tiny_backbone(), [*adapters, tmp_path / "lora"])
-    assert "lora" in studio.folders and _starts(studio) == [FRESH, "one", "two"]
+    assert "lora" in studio.folders and starts(studio) == [FRESH, "one", "two"]
     studio.add_tuned(copytree(adapters[0], tmp_path / "mine"))
-    assert _starts(studio)[-1] == "mine"
+    assert starts(studio)[-1] == "mine"
 
 
 def test_stop_ends_a_run_within_a_step(studio):

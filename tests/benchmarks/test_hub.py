@@ -97,6 +97,12 @@ def test_a_stream(tmp_path, answer, monkeypatch):
         answer("mnist", None, {})
 
 
+def test_a_file_that_is_not_whole(tmp_path, answer):
+    (tmp_path / "test-0.parquet").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(InputError, match=r"cannot be read \(.*\); copy it again \(git lfs pull\)"):
+        answer("mnist", tmp_path, {})
+
+
 def test_vsr_of_the_hub_has_links(answer, monkeypatch):
     coco = "http://images.cocodataset.org/train2017/{}.jpg".format
     row = {"image": "1.jpg", "image_link": coco(1), "caption": "It is so.", "label": 1}

@@ -281,6 +281,14 @@ def test_failed_adapters_change_nothing(tools, batch):
             get_peft_model(host, M2PTConfig(**case))
         host.__dict__.pop("peft_config", None)  # PEFT's, set before injection
         assert traces(host) == before
+    few = tools.make_host()
+    projector = few.model.multi_modal_projector.linear_1
+    projector.weight = torch.nn.Parameter(projector.weight.to(torch.uint8), requires_grad=False)
+    before = traces(few)
+    with pytest.raises(ValueError, match="the projector is held in few bits; name it in llm_int8_skip_modules"):
+        get_peft_model(few, M2PTConfig())
+    few.__dict__.pop("peft_config", None)
+    assert traces(few) == before
     model = tools.tuned(host)
     expected = logits(model, batch)
     with pytest.raises(ValueError, match="textual_layers"):

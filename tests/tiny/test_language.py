@@ -43,7 +43,7 @@ def test_failed_conversion_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setenv("MMPT_CACHE", str(tmp_path))
     monkeypatch.setattr(language, "_convert", convert)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(InputError, match=r"cannot be written to .*disk full.*MMPT_CACHE"):
         language.language_model_folder()
     assert [p.suffix for p in tmp_path.iterdir()] in ([], [".lock"])
 
