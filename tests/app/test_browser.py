@@ -131,6 +131,20 @@ def test_asking_and_every_look_inside(visit):
         until(page, f"Answer of model {name}", "e.value === ''")
 
 
+def test_a_look_that_was_open_before_the_answer(visit):
+    page = visit()
+    page.get_by_label("Question", exact=True).fill("What is the leftmost object?")
+    page.get_by_role("button", name="Copy a link to this").click()
+    page.wait_for_function("location.search.includes('leftmost')")  # asked or not
+    page.get_by_role("button", name="Ask", exact=True).click()
+    page.get_by_role("tab", name="Attention").click()
+    figure(page)  # as soon as the answer is there
+    page.get_by_role("slider", name="Layer").or_(page.get_by_label("Layer (0: mean over all)")).locator(
+        "visible=true"
+    ).last.press("ArrowRight")
+    page.locator(".js-plotly-plot:visible").get_by_text("layer 1").first.wait_for()
+
+
 def test_an_answer_under_way_does_not_come_after_another_question(visit):
     page = visit()
     page.get_by_role("button", name="Ask", exact=True).click()
