@@ -145,8 +145,9 @@ def train(
     # LoRA may lie on layers that no feature comes from, such as LLaVA-1.5's last one of the vision encoder.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     cpu = backbone.model.device.type == "cpu"
-    if PartialState(cpu=cpu).num_processes == 1:  # else an earlier run's device and types would hold
-        AcceleratorState._reset_state(reset_partial_state=True)
+    state = PartialState(cpu=cpu)
+    if state.num_processes == 1:  # else an earlier run's types and device would hold
+        AcceleratorState._reset_state(reset_partial_state=state.device.type != backbone.model.device.type)
     accelerator = Accelerator(
         cpu=cpu,
         # Given, since else the launcher's environment would say, and change what is computed.

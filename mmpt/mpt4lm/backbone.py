@@ -153,7 +153,9 @@ def load(
     elif str(name) == "tiny-t5":
         backbone = load_tiny_t5()
     elif tower is None:
-        raise InputError(f"The LLM {str(name)!r} has no eyes; in Python, give mmpt.mpt4lm.backbone.load a tower.")
+        raise InputError(
+            f"The LLM {str(name)!r} has no eyes; give tower, a CLIP or SigLIP, to mmpt.mpt4lm.backbone.load."
+        )
     else:
         backbone = _load_pretrained(str(name), str(tower), dtype)
     if str(name) in ("tiny", "tiny-t5"):
