@@ -45,19 +45,21 @@ def run(experiment: Experiment, seed: int, budget: Budget, results: Path, work: 
         work: folder for checkpoints and adapters; a run that was interrupted goes on from there.
 
     Returns:
-        dict with experiment, seed, factor (of the learning rates), budget, questions (`mmpt.suites.VERSION`),
-        base_parameters (LLM and vision encoder: what the share of tuned ones is of), tuning (what `tune` says), tasks
-        (what `evaluate(…, "tasks")` says of those that were tuned) and suites (what `evaluate(…, experiment.suites)`
-        says).
+        dict with experiment, settings (of the `Experiment`), seed, factor (of the learning rates), budget, questions
+        (`mmpt.suites.VERSION`), base_parameters (LLM and vision encoder: what the share of tuned ones is of), tuning
+        (what `tune` says), tasks (what `evaluate(…, "tasks")` says of those that were tuned) and suites (what
+        `evaluate(…, experiment.suites)` says).
 
     Raises:
-        InputError: what is there was measured on another budget or with other questions.
+        InputError: what is there was measured on another budget, with other questions or other settings.
     """
-    file = results / f"{experiment.name}-s{seed}.json"
+    file, settings = results / f"{experiment.name}-s{seed}.json", _plain(experiment)
     if result := _measured(file, budget):
+        if result.get("settings", settings) | {"row": ""} != settings | {"row": ""}:  # older files do not tell
+            raise InputError(f"{file} was measured with other settings; remove it, or give another --results.")
         return result
     factor = _best_factor(experiment, budget, results, work) if experiment.method else None
-    result = {"experiment": experiment.name, "seed": seed, "factor": factor}
+    result = {"experiment": experiment.name, "settings": settings, "seed": seed, "factor": factor}
     result |= _in_own_process(_measure, experiment, seed, factor, budget, work, experiment.suites)
     return _keep(file, result, budget)
 
@@ -81,8 +83,8 @@ def _keep(file, result, budget):
     return result
 
 
-def _plain(budget):
-    return json.loads(json.dumps(asdict(budget)))  # as a file gives it back
+def _plain(value):
+    return json.loads(json.dumps(asdict(value)))  # as a file gives it back
 
 
 def _best_factor(experiment, budget, results, work):

@@ -148,6 +148,10 @@ def test_nothing_is_measured_twice(measured, monkeypatch, tmp_path):
     with pytest.raises(InputError, match="m2pt-s0.json was measured on another budget; remove it"):
         run(MAIN[1], 0, GRID, tmp_path / "results", tmp_path / "work")
     assert sorted(file.name for file in (tmp_path / "results").iterdir()) == ["align-s0.json", "m2pt-s0.json"]
+    changed = replace(MAIN[1], fields={"num_visual_prompts": 3})
+    with pytest.raises(InputError, match="m2pt-s0.json was measured with other settings; remove it"):
+        run(changed, 0, SMALL, tmp_path / "results", tmp_path / "work")
+    assert run(replace(MAIN[1], row="another name"), 0, SMALL, tmp_path / "results", tmp_path / "work") == first
     broken = tmp_path / "broken" / "m2pt-s0.json"
     broken.parent.mkdir()
     for text, sentence in (('{"budget": {', "is no JSON"), ("{}", "was measured on another budget")):
