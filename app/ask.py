@@ -120,7 +120,7 @@ def _ratings(studio, asked, left, right):
 
 
 def tab(studio: Studio, asked: gr.State, rated: gr.State, write: str) -> dict:
-    """Lay the tab out; `write` is the script that puts what is asked into the address.
+    """Lay the tab out; `write` is the script that counts the question and puts it into the address.
 
     Returns what the page's link needs of it; `other`: when a visitor turns to something else.
     """
@@ -189,7 +189,11 @@ def tab(studio: Studio, asked: gr.State, rated: gr.State, write: str) -> dict:
         changed, None, None, [message, *answers, *ratings], js="() => ['', '', '', {}, {}]", cancels=[run, rated_run],
         **quiet,
     )  # fmt: skip
-    late = "async () => { await new Promise(done => setTimeout(done, 300)); return ['', '', {}, {}]; }"
+    late = """async () => {
+      const asked = window.mmptAsked;
+      await new Promise(done => setTimeout(done, 300));
+      return asked && asked === window.mmptAsked ? ['', '', {}, {}] : [];
+    }"""  # of a question that was put meanwhile, or by the page's link, the answer stays
     gr.on(changed, None, None, [*answers, *ratings], js=late, **quiet)
     asks = {"fn": partial(ask, studio), "inputs": given, "outputs": answered, "concurrency_id": "asking"}
     return {"asks": asks, "rates": rates, "new": new, "models": models, "question": question,

@@ -195,4 +195,6 @@ def tab(studio: Studio, asked: gr.State, item: gr.Tab, opened: gr.State) -> None
     gr.on(asked.change, None, cancels=[switched], show_progress="hidden")
     when = {"inputs": [opened, *last], "fn": when_open("attention", partial(offer, studio), 6)}
     again = renewed.success(**offers | when)
-    again.success(**draws | {"inputs": [opened, *given], "fn": when_open("attention", partial(draw, studio), 2)})
+    when = {"inputs": [opened, *given], "fn": when_open("attention", partial(draw, studio), 2)}
+    drawn = again.success(**draws | when)
+    gr.on(whose.input, None, cancels=[again, drawn], show_progress="hidden")

@@ -24,7 +24,8 @@ WRITE = """(place, question, left, right) => {
   const scene = new URLSearchParams(place);
   mmptLink({seed: scene.get('seed'), objects: scene.get('objects'), question, left, right});
 }"""
-READ = "() => { window.mmptRead = true }"
+ASK = f"(...given) => {{ window.mmptAsked = (window.mmptAsked || 0) + 1; ({WRITE})(...given); }}"
+READ = "() => { window.mmptRead = true; window.mmptAsked = 1; }"
 COPY = f"""async (place, ...asked) => {{
   ({WRITE})(place, ...asked);
   const kept = place ? 'Copied.' : 'Copied; but an uploaded picture is in no link.';

@@ -40,7 +40,7 @@ def build(studio: Studio) -> gr.Blocks:
                     items[name].select(None, None, None, js=link.write_tab(name, first=name == TABS[0]))
                     items[name].select(lambda name=name: name, None, current, queue=False, show_progress="hidden")
                     if name == "ask":
-                        parts = ask.tab(studio, asked, rated, link.WRITE)
+                        parts = ask.tab(studio, asked, rated, link.ASK)
                         with gr.Row():
                             copy = gr.Button("Copy a link to this", size="sm", min_width=110)
                             message = gr.HTML(elem_classes="message", render=False)

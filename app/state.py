@@ -212,7 +212,7 @@ class Studio:
 
 
 def _size(kept):
-    """Bytes of its tensors."""
+    """Bytes of the tensors that it holds directly, such as attention's weights."""
     values = kept if isinstance(kept, tuple) else vars(kept).values()
     return sum(value.nbytes for value in values if isinstance(value, torch.Tensor))
 

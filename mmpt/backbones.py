@@ -66,8 +66,8 @@ class Backbone(Chat):
         Returns its name: the given one, or the folder's, numbered where another folder's adapter has that already.
 
         Raises:
-            InputError: no such adapter, one made for another backbone, or a name that another adapter has; then the
-                model is as it was.
+            InputError: no such adapter, one made for another backbone or of another method than those loaded, a name
+                that another adapter or torch has, or weights kept off the devices; then the model is as it was.
         """
         folder = Path(os.path.abspath(adapter_folder(adapter)))  # a link keeps its own name
         self.check_home(folder)

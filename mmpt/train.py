@@ -136,8 +136,8 @@ def train(
     Raises:
         InputError: `out` is a file or holds another run, the backbone carries an adapter already, `start` does not
             fit, `data` holds nothing to tune on, the pictures do not divide among the processes, FSDP with PEFT's own
-            prompt methods, something cannot be written, another process is tuning into `out`, or the loss or its
-            gradient is no longer a number.
+            prompt methods, checkpointing with a prefix, T5 in fp16, weights kept off the devices, something cannot be
+            written, another process is tuning into `out`, or the loss or its gradient is no longer a number.
         KeyboardInterrupt: Ctrl-C; its message says how to go on.
     """
     if backbone.model.device.type == "cuda":

@@ -59,12 +59,14 @@ def test_a_row_runs_and_leaves_no_trace(backbone, name):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_rows_run_in_16_bits(backbone, name):
-    """What a method tunes is in fp32 while it is tuned, as by `train`."""
+    """What a method tunes is in fp32 while it is tuned, as by `train`; the naive way tunes the projector as it is."""
     backbone.model.bfloat16()
     with ready(name, backbone, WORK) as runner:
         runner.step()
         runner.answer()
         runner.step()
+        tuned = {p.dtype for p in backbone.model.parameters() if p.requires_grad}
+        assert tuned <= {torch.float32} or name == "literal"
     assert {p.dtype for p in backbone.model.parameters()} == {torch.bfloat16}
 
 

@@ -42,7 +42,7 @@ def overlay(
         colorbar=_colourbar(unit),
     )
     figure, shown = go.Figure(heat), image.convert("L")
-    shown.thumbnail((1344, 1344))  # of what a figure shows; a whole photograph would be megabytes in the file
+    shown.thumbnail((1344, 1344))  # twice what the app shows; a whole photograph would make the file megabytes larger
     figure.add_layout_image(
         source=shown.point(lambda v: v if signed else v // 2),
         x=0,

