@@ -150,16 +150,17 @@ def load(
     dtype = dtype or default_dtype(device)
     if str(name) == "tiny":
         backbone = without_projector(load_tiny())
+        backbone.model.to(dtype)
     elif str(name) == "tiny-t5":
         backbone = load_tiny_t5()
+        backbone.model.to(dtype)
     elif tower is None:
         raise InputError(
             f"The LLM {str(name)!r} has no eyes; give tower, a CLIP or SigLIP, to mmpt.mpt4lm.backbone.load."
         )
     else:
+        # Each weight has its type already: T5's widest layers stay in fp32, since they overflow in float16.
         backbone = _load_pretrained(str(name), str(tower), dtype)
-    if str(name) in ("tiny", "tiny-t5"):
-        backbone.model.to(dtype)  # of others each weight has its type: T5's widest layers overflow in float16
     backbone.model.to(device).eval()
     if adapter is not None:
         backbone.add_adapter(adapter)
