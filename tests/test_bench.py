@@ -71,6 +71,7 @@ def test_rows_run_in_16_bits(backbone, name):
 
 
 def test_the_floor_reads_what_m2pt_reads_but_its_textual_prompts(backbone):
+    """Which are columns in an answer only."""
     lengths = {}
     llm = backbone.model.model.language_model
     for name in ("floor", "base", "m2pt"):
@@ -78,10 +79,11 @@ def test_the_floor_reads_what_m2pt_reads_but_its_textual_prompts(backbone):
             seen = lengths.setdefault(name, [])
             handle = llm.layers[1].register_forward_hook(lambda m, a, output, seen=seen: seen.append(output.shape[1]))
             runner.step()
+            runner.answer()
             handle.remove()
-    lengths = {name: seen[0] for name, seen in lengths.items()}
-    assert lengths["floor"] - lengths["base"] == WORK.visual
-    assert lengths["m2pt"] - lengths["floor"] == WORK.textual
+    steps, answers = ({name: seen[i] for name, seen in lengths.items()} for i in (0, 1))
+    assert steps["m2pt"] == steps["floor"] == steps["base"] + WORK.visual
+    assert answers["m2pt"] - WORK.textual == answers["floor"] == answers["base"] + WORK.visual
 
 
 def test_rows_and_command(backbone, monkeypatch, tmp_path, capsys):

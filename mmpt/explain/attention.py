@@ -17,6 +17,7 @@ from mmpt.backbones import Backbone
 from mmpt.errors import InputError
 from mmpt.explain.order import Order, order
 from mmpt.explain.segments import SEGMENTS, Segments, encode, prompt_layer, segments, vision_segments
+from mmpt.explain.targets import still
 from mmpt.m2pt.backbone import find_backbone, self_attention
 
 PREDICTING = "predicting"  # as a source: the positions that the answer's tokens are predicted from
@@ -155,7 +156,7 @@ def attention(backbone: Backbone, image: Image.Image, question: str, answer: str
         answer = backbone.answer([image], [question])[0]
     host = find_backbone(backbone.model)
     batch = {k: v for k, v in encode(backbone, image, question, answer).items() if k != "labels"}
-    with capture(host.textual_blocks, backbone.model) as seen, torch.inference_mode():
+    with still(backbone.model), capture(host.textual_blocks, backbone.model) as seen, torch.inference_mode():
         backbone.model(**batch, use_cache=False, logits_to_keep=1)
     found = segments(backbone, image, question, answer)
     settings = prompt_layer(backbone)[1]
@@ -167,7 +168,7 @@ def vision_attention(backbone: Backbone, image: Image.Image) -> Attention:
     host = find_backbone(backbone.model)
     blocks = host.visual_blocks[: max(host.reach)]
     pixels = encode(backbone, image, "?")["pixel_values"]
-    with capture(blocks, backbone.model) as seen, torch.inference_mode():
+    with still(backbone.model), capture(blocks, backbone.model) as seen, torch.inference_mode():
         host.host.get_image_features(pixel_values=pixels)
     found = vision_segments(backbone, image)
     return Attention(_stack(seen, found), found)

@@ -162,6 +162,11 @@ class StrengthHooks:
 
     def before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> None:
         call = kwargs.get(CALL)
+        if call is not None and call.folded is not None:
+            raise ValueError(
+                "Strengths act on the columns of prompts, and in training mode textual prompts have none: call "
+                "model.eval() first."
+            )
         if self.follow and call is not None and call.layout is not None:
             self.columns = slot_columns(call.layout, self.settings)
         elif self.columns is None:

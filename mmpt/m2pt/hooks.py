@@ -5,7 +5,8 @@
     projector      f_in      patches to language space                               `Interaction`
     host           features  project the slots, and put them before the patches      `ImageFeatures`
                    before    make room in ids, mask and positions                    `_before_host`
-    LLM            block j   overwrite (or add to) the textual slots
+    LLM            block j   overwrite (or add to) the textual slots, or
+                             take the textual prompts as keys and values               folded.py
     its attention            learned keys and values before the sequence's own
     host           after     strip the slots                                         `_after_host`
 
@@ -24,10 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import Cache
 
 from mmpt.m2pt import packed, tower
 from mmpt.m2pt.backbone import images_by_row
+from mmpt.m2pt.folded import fold, folds
 from mmpt.m2pt.interaction import ImageFeatures, Interaction
 from mmpt.m2pt.slots import CALL, SLOTS, CacheSlots, Call
 
@@ -90,7 +93,7 @@ class Hooks:
             mask = call.early_mask
             kinds = getattr(self.layer.backbone.llm.config, "layer_types", None)
             kwargs["attention_mask"] = mask[kinds[j]] if isinstance(mask, dict) else mask
-        if call.layout is not None and j in settings.textual_layers:
+        if call.folded is None and call.layout is not None and j in settings.textual_layers:
             hidden = args[0]
             prompts = self.layer.m2pt_textual_prompts[call.adapter][str(j)].to(hidden).expand(len(hidden), -1, -1)
             columns = call.layout.textual.to(hidden.device)[..., None].expand_as(prompts)  # (B, P, D)
@@ -98,7 +101,7 @@ class Hooks:
                 prompts = prompts + hidden.gather(1, columns)
             args = (hidden.scatter(1, columns, prompts), *args[1:])
             call.prompted += 1
-        if j in settings.attention_layers:
+        if call.folded is not None or j in settings.attention_layers:
             kwargs[CALL] = call
         return args, kwargs
 
@@ -107,6 +110,9 @@ class Hooks:
         if call is None:
             return None
         call.prompted += 1
+        if call.folded is not None:
+            prompts = self.layer.m2pt_textual_prompts[call.adapter][str(j)]
+            return args, call.folded.enter(self.layer.backbone.textual_blocks[j], prompts, kwargs)
         return args, self.layer.m2pt_attention_prompts[call.adapter][str(j)].enter(attention, kwargs)
 
     def _before_host(self, host: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
@@ -156,13 +162,18 @@ class Hooks:
         is_image = b.image_mask(ids, embeds)
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = self._positions(kwargs)
-        layout = self.layer.layout(adapter, is_image, self.lengths(kwargs), mask)
+        P = settings.config.num_textual_prompts if folds(b, settings, kwargs) else 0
+        layout = self.layer.layout(adapter, is_image, self.lengths(kwargs), mask, folded=P > 0)
 
         if ids is not None:
             kwargs["input_ids"] = layout.ids(ids, b.image_token_id)
         else:
             kwargs["inputs_embeds"] = layout.embeds(embeds, b.image_embedding())
         mask = kwargs["attention_mask"] = layout.mask(mask)
+        if P:
+            mask = F.pad(mask, (P, 0), value=1)
+            slots = CacheSlots(adapter, layout.tokens + P, layout.added + P, layout.shift + P, mask, None)
+            return Call(adapter, layout, None, slots, fold(b, layout, P, mask, kwargs))
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
         elif settings.attention_layers and mask is not None:

@@ -170,13 +170,16 @@ class M2PTLayer(RootLayer):
         current = self.backbone.projector
         return current.base_layer if isinstance(current, Interaction) else current
 
-    def layout(self, adapter: str | None, is_image: Tensor, lengths: list[int], mask: Tensor | None) -> Layout:
+    def layout(
+        self, adapter: str | None, is_image: Tensor, lengths: list[int], mask: Tensor | None, folded: bool = False
+    ) -> Layout:
         """Where the slots of `adapter` go.
 
         Args:
             is_image: (B, T) bool, the placeholders.
             lengths: patch tokens of each image, in order; empty for a text-only call.
             mask: (B, T) attention mask or None.
+            folded: whether textual prompts go without slots (folded.py).
         """
         settings = self.settings.get(adapter)
         config = settings.config if settings else None
@@ -184,7 +187,7 @@ class M2PTLayer(RootLayer):
             is_image,
             images_by_row(is_image.sum(1).tolist(), lengths) if lengths else [range(0)] * len(is_image),
             lengths,
-            num_textual=config.num_textual_prompts if config else 0,
+            num_textual=config.num_textual_prompts if config and not folded else 0,
             num_visual=settings.extra_tokens if settings else 0,
             position=config.textual_position if config else "first",
             attention_mask=mask,

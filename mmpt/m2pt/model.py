@@ -16,6 +16,7 @@ class M2PTModel(RootTuner):
 
     Inputs stay those of the base model and its processor: logits, labels and last hidden states have the caller's
     length. `hidden_states`, `attentions` and the KV cache contain the slots; `segments` says which columns those are.
+    In training mode textual prompts may be keys and values without columns (folded.py), which a cache has in front.
     Checkpoints hold prompts and projector only, under keys that name no module of the host:
     m2pt.m2pt_visual_prompts.3, m2pt.m2pt_textual_prompts.0, m2pt.m2pt_projector.linear_1.weight.
 

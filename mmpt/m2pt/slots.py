@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
+from mmpt.m2pt.folded import Folded
 from mmpt.m2pt.layout import Layout
 
 CALL = "m2pt_call"  # keyword argument that carries a `Call` from the host to the LLM's blocks
@@ -88,4 +89,5 @@ class Call:
     layout: Layout | None  # None in a decoding step
     early_mask: Any  # attention mask of the blocks before the first prompted one, None if there are none
     slots: CacheSlots
+    folded: Folded | None = None  # the textual prompts, where they are no columns
     prompted: int = 0  # blocks that have written their prompts

@@ -84,8 +84,9 @@ def test_weights_are_those_of_q_and_k(position):
         expected = by_hand(
             backbone, find_backbone(backbone.model).textual_blocks, lambda: backbone.model(**batch, use_cache=False)
         )
+    backbone.model.train()  # in which textual prompts would have no columns
     found = attention(backbone, IMAGE, QUESTION, ANSWER)
-    assert found.weights.dtype == torch.float32
+    assert backbone.model.training and found.weights.dtype == torch.float32
     torch.testing.assert_close(found.weights, torch.stack(expected), atol=1e-5, rtol=0)
     assert found.weights.var() > 1e-4  # far from uniform, so that a mix-up of heads or rows would show
 

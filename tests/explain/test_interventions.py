@@ -104,6 +104,14 @@ def test_without_its_first_visual_prompt(fields):
         close(logits(backbone), logits(smaller(backbone, visual=slice(1, None), **fields), moved=start))
 
 
+def test_in_training_mode_there_is_nothing_to_switch_off():
+    backbone = tuned(**FIRST)
+    backbone.model.train()
+    with pytest.raises(ValueError, match=r"in training mode textual prompts have none: call model.eval\(\)"):
+        with without(backbone, textual=[0]):
+            logits(backbone)
+
+
 def test_without_its_only_prompt_a_visual_one_it_is_the_base_model():
     backbone = tuned(num_textual_prompts=0, num_visual_prompts=1)
     with without(backbone, visual=[0]):

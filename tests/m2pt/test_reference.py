@@ -44,9 +44,10 @@ def check(tools, model, host, batch, images, **kwargs):
 @torch.no_grad()
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(("tower", "lm"), [("clip", "llama"), ("siglip", "qwen2")])
-def test_equals_reference(tools, tower, lm, case):
+@pytest.mark.parametrize("training", [False, True])
+def test_equals_reference(tools, tower, lm, case, training):
     images = (0, 1, 2)
-    model = tools.tuned(tools.make_host(tower, lm), **case)
+    model = tools.tuned(tools.make_host(tower, lm), **case).train(training)
     check(tools, model, tools.make_host(tower, lm), tools.make_batch(images), images)
 
 
@@ -56,8 +57,9 @@ def test_equals_reference(tools, tower, lm, case):
 @pytest.mark.parametrize(
     "case", [PAPER, {"textual_position": "before_instruction", "textual_layers": [1, 2]}], ids=str
 )
-def test_batches(tools, images, padding, case):
-    model, host = tools.tuned(**case), tools.make_host()
+@pytest.mark.parametrize("training", [False, True])
+def test_batches(tools, images, padding, case, training):
+    model, host = tools.tuned(**case).train(training), tools.make_host()
     batch = tools.make_batch(images, padding)
     check(tools, model, host, batch, images)
     positions = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
