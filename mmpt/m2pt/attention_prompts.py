@@ -45,17 +45,17 @@ class AttentionPrompts(nn.Module):
         tokens = (self.query_features * self.key_features).sum(1) * attention.scaling  # (H,) what their scores gain
         prompts = -tokens.to(mask)[:, None, None].expand(len(mask), H, T, P)  # the same to softmax
         mask = torch.cat([prompts, mask.expand(-1, H, -1, -1)], -1)  # (B, H, T, P + S)
-        return kwargs | {"attention_mask": mask, "past_key_values": _PromptedCache(cache, self)}
+        before = (p.to(hidden).expand(len(hidden), -1, -1, -1) for p in (self.keys, self.values))
+        return kwargs | {"attention_mask": mask, "past_key_values": PromptedCache(cache, *before)}
 
 
-class _PromptedCache:
-    """What attention takes for its cache: what comes back has the prompts in front, what is kept has not."""
+class PromptedCache:
+    """What attention takes for its cache: what comes back has prompts (B, G, P, D) in front, what is kept has not."""
 
-    def __init__(self, cache: Cache | None, prompts: AttentionPrompts):
-        self.cache, self.prompts = cache, prompts
+    def __init__(self, cache: Cache | None, keys: Tensor, values: Tensor):
+        self.cache, self.keys, self.values = cache, keys, values
 
-    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, ...]:
+    def update(self, keys: Tensor, values: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if self.cache is not None:
             keys, values = self.cache.update(keys, values, *args, **kwargs)
-        before = (p.to(keys).expand(len(keys), -1, -1, -1) for p in (self.prompts.keys, self.prompts.values))
-        return tuple(torch.cat(pair, 2) for pair in zip(before, (keys, values)))
+        return torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)

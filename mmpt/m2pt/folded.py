@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import LlamaAttention, rotate_half
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Attention
 
+from mmpt.m2pt.attention_prompts import PromptedCache
 from mmpt.m2pt.backbone import Backbone
 from mmpt.m2pt.layout import Layout
 
@@ -52,10 +52,12 @@ class Folded:
             for project in (attention.k_proj, attention.v_proj)
         )
         keys = keys * self.cos.to(keys.device) + rotate_half(keys) * self.sin.to(keys.device)
+        keys, values = (x.expand(len(hidden), -1, -1, -1) for x in (keys, values))
         cache = kwargs.get("past_key_values")
-        if cache is None:  # of its own in every call, since a checkpointed layer is called twice
-            cache = DynamicCache()
-        cache.update(*(x.expand(len(hidden), -1, -1, -1) for x in (keys, values)), attention.layer_idx)
+        if cache is None:
+            cache = PromptedCache(None, keys, values)
+        else:
+            cache.update(keys, values, attention.layer_idx)
         return kwargs | {"past_key_values": cache, "attention_mask": self.mask.to(hidden.device)}
 
 
