@@ -77,7 +77,7 @@ def folds(backbone: Backbone, settings: "Settings", kwargs: dict[str, Any]) -> b
         and not getattr(llm.config, "sliding_window", None)
         and len(settings.textual_layers) == len(backbone.textual_blocks)
         and (config.textual_update, config.textual_position, config.num_kv_prompts) == ("replace", "first", 0)
-        and all(isinstance(block.self_attn, PLAIN) for block in backbone.textual_blocks)
+        and all(type(block.self_attn) in PLAIN for block in backbone.textual_blocks)
     )
 
 
