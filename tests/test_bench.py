@@ -71,11 +71,11 @@ def test_rows_run_in_16_bits(backbone, name):
 
 
 def test_the_floor_reads_what_m2pt_reads_but_its_textual_prompts(backbone):
-    """Which are columns in an answer only."""
-    lengths = {}
+    """Which are columns in an answer only, where a step's rows are padded."""
+    lengths, work = {}, replace(WORK, pictures=3, turns=2)
     llm = backbone.model.model.language_model
     for name in ("floor", "base", "m2pt"):
-        with ready(name, backbone, WORK) as runner:
+        with ready(name, backbone, work) as runner:
             seen = lengths.setdefault(name, [])
             handle = llm.layers[1].register_forward_hook(lambda m, a, output, seen=seen: seen.append(output.shape[1]))
             runner.step()

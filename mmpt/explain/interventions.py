@@ -162,10 +162,10 @@ class StrengthHooks:
 
     def before_llm(self, llm: nn.Module, args: tuple, kwargs: dict) -> None:
         call = kwargs.get(CALL)
-        if call is not None and call.folded is not None:
+        if llm.training:
             raise ValueError(
-                "Strengths act on the columns of prompts, and in training mode textual prompts have none: call "
-                "model.eval() first."
+                "Prompts are switched off and scaled by their columns, of which textual ones may have none in "
+                "training mode: call model.eval() first."
             )
         if self.follow and call is not None and call.layout is not None:
             self.columns = slot_columns(call.layout, self.settings)

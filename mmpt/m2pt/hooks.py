@@ -173,7 +173,7 @@ class Hooks:
         if P:
             mask = F.pad(mask, (P, 0), value=1)
             slots = CacheSlots(adapter, layout.tokens + P, layout.added + P, layout.shift + P, mask, None)
-            return Call(adapter, layout, None, slots, fold(b, layout, P, mask, kwargs))
+            return Call(adapter, layout, None, slots, fold(b, layout, P, kwargs))
         if kwargs.get("position_ids") is not None:
             kwargs["position_ids"] = layout.positions(kwargs["position_ids"])
         elif settings.attention_layers and mask is not None:

@@ -107,9 +107,10 @@ def test_without_its_first_visual_prompt(fields):
 def test_in_training_mode_there_is_nothing_to_switch_off():
     backbone = tuned(**FIRST)
     backbone.model.train()
-    with pytest.raises(ValueError, match=r"in training mode textual prompts have none: call model.eval\(\)"):
-        with without(backbone, textual=[0]):
-            logits(backbone)
+    for kind in ("textual", "visual"):
+        with pytest.raises(ValueError, match=r"may have none in training mode: call model.eval\(\)"):
+            with without(backbone, **{kind: [0]}):
+                logits(backbone)
 
 
 def test_without_its_only_prompt_a_visual_one_it_is_the_base_model():

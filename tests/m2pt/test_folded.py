@@ -4,11 +4,11 @@ import pytest
 import torch
 from peft import get_peft_model
 from torch.func import functional_call
-from transformers import LlamaConfig, MistralConfig, MistralModel
+from transformers import DynamicCache, LlamaConfig, MistralConfig, MistralModel
 
 from mmpt.m2pt import M2PTConfig
 
-P, V, IMAGES = 3, 2, (1, 1)
+P, V, IMAGES = 3, 2, (1, 1)  # of which rows the first is padded
 
 
 def columns(model, batch, **kwargs):
@@ -31,16 +31,21 @@ def columns(model, batch, **kwargs):
         ({}, {"output_hidden_states": True}, "sdpa"),
         ({}, {"output_attentions": True}, "eager"),
         ({}, {"attention_mask": None}, "sdpa"),
+        ({}, {"attention_mask": torch.ones(2, 20, dtype=torch.long)}, "sdpa"),
+        ({}, {"past_key_values": DynamicCache()}, "sdpa"),
     ],
-    ids=str,
+    ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
 )
 def test_where_they_stay_columns(tools, case, kwargs, attention):
-    """In evaluation mode always; in training mode where outputs at the slots count, or are asked for."""
+    """In evaluation mode always; in training mode where outputs at the slots count or are asked for, and unpadded."""
     model, batch = tools.tuned(tools.make_host(attention=attention), **case), tools.make_batch(IMAGES)
     T = batch["input_ids"].shape[1] + V
-    assert columns(model, batch | kwargs) == T + P
+    assert columns(model, batch | kwargs | ({"past_key_values": None} if "past_key_values" in kwargs else {})) == T + P
     assert columns(model.train(), batch | kwargs) == T + P
-    assert columns(tools.tuned(tools.make_host(attention=attention)).train(), batch) == T
+    model = tools.tuned(tools.make_host(attention=attention)).train()
+    assert columns(model, batch) == T
+    model.base_model.layer.backbone.llm.config.output_hidden_states = True
+    assert columns(model, batch) == T + P
 
 
 def test_a_sliding_window_keeps_them(tools):
@@ -80,7 +85,8 @@ def test_rotations_that_depend_on_the_length(tools):
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_a_cache_goes_on(tools, attention, padding):
+@pytest.mark.parametrize("counted", [False, True])
+def test_a_cache_goes_on(tools, attention, padding, counted):
     """A cache that was filled in training mode holds the prompts, wherever the next tokens are read, cut or not."""
     model = tools.tuned(tools.make_host(attention=attention))
     batch = tools.make_batch((2, 1), padding)
@@ -90,16 +96,20 @@ def test_a_cache_goes_on(tools, attention, padding):
         "attention_mask": torch.cat([batch["attention_mask"], torch.ones(2, 2, dtype=torch.long)], 1),
         "position_ids": positions[:, -1:] + torch.tensor([[1, 2]]),
     }
+    given = {"position_ids": positions} if counted else {}
+    if not counted:  # by the caller; the model counts columns then, padding included
+        del tail["position_ids"]
     found = []
     for mode in (True, False):
-        cache = model.train(mode)(**batch, position_ids=positions, use_cache=True).past_key_values
+        cache = model.train(mode)(**batch, **given, use_cache=True).past_key_values
         found.append(model(**tail, past_key_values=cache).logits)
         cache.crop(-3)  # what was read last, and one token of the first call
         again = {
             "input_ids": torch.cat([batch["input_ids"][:, -1:], tail["input_ids"]], 1),
             "attention_mask": tail["attention_mask"],
-            "position_ids": torch.cat([positions[:, -1:], tail["position_ids"]], 1),
         }
+        if counted:
+            again["position_ids"] = torch.cat([positions[:, -1:], tail["position_ids"]], 1)
         tools.assert_close(model(**again, past_key_values=cache).logits[:, 1:], found[-1])
     tools.assert_close(*found)
 
@@ -115,6 +125,17 @@ def test_prompts_of_their_own_for_each_row(tools):
             alone = functional_call(model, {n: p[r] for n, p in drawn.items()}, (), batch).logits
             keep = batch["attention_mask"][r].bool()
             tools.assert_close(both[r][keep], alone[r][keep])
+
+
+@torch.no_grad()
+def test_attention_both_ways(tools):
+    """Who sees whom is for the LLM to say."""
+    model, batch = tools.tuned(), tools.make_batch(IMAGES)
+    keep = batch["attention_mask"].bool()
+    causal = model(**batch).logits[keep]
+    model.base_model.layer.backbone.llm.config.is_causal = False
+    trained, expected = (model.train(mode)(**batch).logits[keep] for mode in (True, False))
+    assert (expected - causal).abs().max() > 1e-3
 
 
 def test_in_sixteen_bits(tools):
