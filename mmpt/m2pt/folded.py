@@ -1,10 +1,11 @@
 """Textual prompts as keys and values, which spares the LLM their columns while it is trained.
 
 Where prompts come first and overwrite their slots in every layer, all that anybody ever sees of a slot are its keys
-and values, and these depend on the prompt alone: K = RoPE(W_k norm(p)), V = W_v norm(p). What a layer puts out there
-is overwritten by the next one. So each layer may take the prompts' keys and values in front of its sequence's: the
-same numbers, made once for all rows. It is done in training mode only: an answer to one question gains nothing, since
-its time goes into reading the weights, and whoever looks inside expects the columns.
+and values, and these depend on the prompt and its position alone: K = RoPE(W_k norm(p)), V = W_v norm(p). What a layer
+puts out there is overwritten by the next one. So each layer may take the prompts' keys and values in front of its
+sequence's: the same numbers at every token that is not padding, projected once for all rows. It is done in training
+mode only: an answer to one question gains nothing, since its time goes into reading the weights, and whoever looks
+inside expects the columns.
 
 Shapes: B rows, T caller's tokens, P textual prompts, G key/value heads, d width of a head.
 """
@@ -56,10 +57,10 @@ class Folded:
         return kwargs | {"past_key_values": cache, "attention_mask": F.pad(mask, (keys.shape[2], 0), value=seen)}
 
 
-def folds(backbone: Backbone, settings: "Settings", kwargs: dict[str, Any]) -> bool:
-    """Whether a call of the host may have its textual prompts folded.
+def folds(backbone: Backbone, settings: "Settings", kwargs: dict[str, Any], T: int) -> bool:
+    """Whether a call of the host with T tokens may have its textual prompts folded.
 
-    Not so for whoever brings a cache or asks for all columns, where a sliding window would lose sight of the prompts,
+    Not so for whoever brings a cache or asks for all columns, where prompts in columns would slide out of a window,
     and where no mask is made for the layers, because nothing is padded or their attention needs none: half of the
     scores are then never computed, which is worth more.
     """
@@ -75,7 +76,7 @@ def folds(backbone: Backbone, settings: "Settings", kwargs: dict[str, Any]) -> b
         and (config.textual_update, config.textual_position, config.num_kv_prompts) == ("replace", "first", 0)
         and all(type(block.self_attn) in PLAIN for block in backbone.textual_blocks)
         and mask is not None
-        and not mask.all()
+        and not mask[:, :T].all()  # what is behind may be of a cache yet to come
     )
 
 

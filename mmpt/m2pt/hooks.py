@@ -162,7 +162,7 @@ class Hooks:
         is_image = b.image_mask(ids, embeds)
         if kwargs.get("position_ids") is None:
             kwargs["position_ids"] = self._positions(kwargs)
-        P = settings.config.num_textual_prompts if folds(b, settings, kwargs) else 0
+        P = settings.config.num_textual_prompts if folds(b, settings, kwargs, is_image.shape[1]) else 0
         layout = self.layer.layout(adapter, is_image, self.lengths(kwargs), mask, folded=P > 0)
 
         if ids is not None:

@@ -32,6 +32,7 @@ def columns(model, batch, **kwargs):
         ({}, {"output_attentions": True}, "eager"),
         ({}, {"attention_mask": None}, "sdpa"),
         ({}, {"attention_mask": torch.ones(2, 20, dtype=torch.long)}, "sdpa"),
+        ({}, {"attention_mask": (torch.arange(24) < 20).long().expand(2, 24)}, "sdpa"),  # as of a static cache
         ({}, {"past_key_values": DynamicCache()}, "sdpa"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else value,
