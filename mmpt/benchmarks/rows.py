@@ -15,7 +15,7 @@ from PIL import Image
 
 from mmpt.ask import decode_picture, open_picture
 from mmpt.errors import InputError, first_line
-from mmpt.files import field, read_text
+from mmpt.files import field, read_json, read_text
 from mmpt.suites import SuiteQuestion
 
 Placed = Iterable[tuple[str, object]]  # (where it stands, what stands there)
@@ -50,8 +50,16 @@ def json_lines(file: Path, wanted: str) -> Placed:
     for where, line in lines(file, wanted):
         try:
             yield where, json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):  # an endless number, an endless list
             yield where, None
+
+
+def listed(file: Path, name: str, wanted: str) -> list:
+    """The list under `name` in a JSON file; InputError, naming the file and what is `wanted`, where there is none."""
+    found = read_json(file, wanted)
+    if not isinstance(found, dict) or not isinstance(found.get(name), list):
+        raise InputError(f"{file} has no list {name!r}; give {wanted}.")
+    return found[name]
 
 
 def numbered(file: Path, rows: Iterable) -> Placed:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmpt.benchmarks.rows import Row, each, number_or_text, numbered, picture_at, picture_in, pictures_of
+from mmpt.benchmarks.rows import Row, each, listed, number_or_text, numbered, picture_at, picture_in, pictures_of
 from mmpt.errors import InputError
 from mmpt.files import field, read_json
 from mmpt.suites import SuiteQuestion
@@ -30,7 +30,7 @@ def textvqa(folder: Path) -> Iterator[Row | InputError]:
         return Row(_question(row, name, field(row, "answers", list)), picture_at(pictures, f"{name}.jpg"))
 
     file = folder / "TextVQA_0.5.1_val.json"
-    return each(numbered(file, field(read_json(file, TEXTVQA_WANTED), "data", list)), ask)
+    return each(numbered(file, listed(file, "data", TEXTVQA_WANTED)), ask)
 
 
 def textvqa_hub(rows) -> Iterator[Row | InputError]:
@@ -44,8 +44,8 @@ def textvqa_hub(rows) -> Iterator[Row | InputError]:
 def vqav2(folder: Path) -> Iterator[Row | InputError]:
     """The validation split: questions in one file, ten people's answers to each in another."""
     pictures = pictures_of(folder, "val2014", "images")
-    annotations = read_json(folder / "v2_mscoco_val2014_annotations.json", VQAV2_WANTED)
-    answers = {row.get("question_id"): row for row in field(annotations, "annotations", list) if isinstance(row, dict)}
+    annotations = listed(folder / "v2_mscoco_val2014_annotations.json", "annotations", VQAV2_WANTED)
+    answers = {row.get("question_id"): row for row in annotations if isinstance(row, dict)}
 
     def ask(row):
         picture = f"COCO_val2014_{field(row, 'image_id', int):012}"
@@ -55,7 +55,7 @@ def vqav2(folder: Path) -> Iterator[Row | InputError]:
         return Row(_question(row, picture, _people(said)), picture_at(pictures, f"{picture}.jpg"))
 
     file = folder / "v2_OpenEnded_mscoco_val2014_questions.json"
-    return each(numbered(file, field(read_json(file, VQAV2_WANTED), "questions", list)), ask)
+    return each(numbered(file, listed(file, "questions", VQAV2_WANTED)), ask)
 
 
 def vqav2_hub(rows) -> Iterator[Row | InputError]:

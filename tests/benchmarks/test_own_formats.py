@@ -167,6 +167,10 @@ def test_textvqa(tmp_path, answer):
     result = answer("textvqa", tmp_path, {("red", row["question"]): "Dakota"})
     assert result["n"] == 1 and result["figures"]["accuracy"] == pytest.approx(90) and result["broken"] == 2
     assert "choice" not in result
+    for other in ([row], {"data": row}):
+        write(tmp_path / "TextVQA_0.5.1_val.json", other)
+        with pytest.raises(InputError, match="TextVQA_0.5.1_val.json has no list 'data'; give TextVQA_0.5.1_val.json"):
+            answer("textvqa", tmp_path, {})
 
 
 def test_vqav2(tmp_path, answer):
