@@ -6,7 +6,7 @@
     host           features  project the slots, and put them before the patches      `ImageFeatures`
                    before    make room in ids, mask and positions                    `_before_host`
     LLM            block j   overwrite (or add to) the textual slots, or
-                             take the textual prompts as keys and values               folded.py
+                             take the textual prompts as keys and values             folded.py
     its attention            learned keys and values before the sequence's own
     host           after     strip the slots                                         `_after_host`
 

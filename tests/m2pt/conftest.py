@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 import torch
 from peft import get_peft_model
+from torch.nn import functional as F
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -74,6 +75,12 @@ def make_batch(images=(1, 1), padding="left", seed=0, after=4):
     if sum(images):
         batch["pixel_values"] = torch.randn(sum(images), 3, 24, 24, generator=generator)
     return batch
+
+
+def labels_of(batch):
+    """All tokens but each row's first, which padding may predict."""
+    mask = batch["attention_mask"]
+    return batch["input_ids"].masked_fill(mask * F.pad(mask[:, :-1], (1, 0)) == 0, -100)
 
 
 def split(batch, images):

@@ -10,7 +10,6 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.tuners_utils import NoMatchingPeftModuleError
 from tiny_hosts import FAMILIES, IMAGE, PACKED, QWEN, collate, make_host, make_rows, projector_of
-from torch.nn import functional as F
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 from mmpt.m2pt import M2PTConfig
@@ -137,14 +136,12 @@ def test_training_and_files(tools, family, tmp_path):
     """Gradients reach all of the adapter and nothing else, in every mode the same; files and copies are the model."""
     model, batch = tools.tuned(make_host(family)), collate(make_rows(family))
     host, found = model.get_base_model(), []
-    mask = batch["attention_mask"]
-    unseen = mask * F.pad(mask[:, :-1], (1, 0)) == 0  # what padding predicts is nobody's business
     for mode in ("evaluation", "training", "checkpointing"):
         model.train(mode != "evaluation")
         if mode == "checkpointing":
             host.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.zero_grad()
-        model(**batch, labels=batch["input_ids"].masked_fill(unseen, -100)).loss.backward()
+        model(**batch, labels=tools.labels_of(batch)).loss.backward()
         found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     assert all(gradients.keys() == trainable for gradients in found) and all(".m2pt." in n for n in trainable)

@@ -8,19 +8,12 @@ import pytest
 import torch
 from helpers import tiny_backbone
 from PIL import Image
-from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
 
-def labels_of(batch):
-    """What padding predicts is nobody's business: not a row's first token."""
-    mask = batch["attention_mask"]
-    return batch["input_ids"].masked_fill(mask * F.pad(mask[:, :-1], (1, 0)) == 0, -100)
-
-
-def gradients(model, batch):
+def gradients(tools, model, batch):
     model.zero_grad()
-    model(**batch, labels=labels_of(batch)).loss.backward()
+    model(**batch, labels=tools.labels_of(batch)).loss.backward()
     return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
@@ -30,13 +23,13 @@ def gradients(model, batch):
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing(tools, reentrant, case):
     model, batch = tools.tuned(**case), tools.make_batch((0, 1, 2))
-    expected = gradients(model, batch)
-    plain = gradients(model.train(), batch)
+    expected = gradients(tools, model, batch)
+    plain = gradients(tools, model.train(), batch)
     assert set(plain) == {n for n, p in model.named_parameters() if p.requires_grad}
     host = model.get_base_model()
     host.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
     host.enable_input_require_grads()
-    saved = gradients(model, batch)
+    saved = gradients(tools, model, batch)
     assert saved.keys() == plain.keys()
     for name in plain:
         tools.assert_close(plain[name], expected[name], atol=1e-6)
